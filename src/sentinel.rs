@@ -1,0 +1,134 @@
+//! The sentinel: a client of our own server that makes up for two defects of `tiny_http`.
+//!
+//! 1. Stranded connections. `tiny_http`'s thread pool counts an idle thread that a connection has
+//!    already been put aside for, so in a burst a second connection is put aside for the same
+//!    thread, and waits until some other connection closes: of 50 at once, up to 46 had no answer
+//!    after 5 s. Each connection that the sentinel opens and closes gets a thread, which then
+//!    takes a stranded one.
+//! 2. A deaf process. Out of file descriptors or threads, the accepting thread of `tiny_http` ends,
+//!    every second time without a word; old connections go on, new ones hang. So the sentinel
+//!    asks the server for `GET /` once a second, and reports its silence as fatal.
+//!
+//! Invariant: a server that answers no new connection is reported after [`MAX_SILENCE`] checks. Left out: starting again. That is the supervisor's work.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+
+/// Between two connections while requests come in. Measured: bursts of 8 to 200 connections lose
+/// none, and it takes 2 % of a core.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+
+/// Between two checks, and for how long a request counts as lately.
+const CHECK_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a check may take.
+const CHECK_LIMIT: Duration = Duration::from_secs(2);
+
+/// So many failed checks in a row are fatal.
+const MAX_SILENCE: u32 = 5;
+
+/// The other end of the sentinel's thread.
+pub struct Sentinel {
+    noticed: Arc<Noticed>,
+    thread: Thread,
+}
+
+#[derive(Default)]
+struct Noticed {
+    requests: AtomicU64,
+    parked: AtomicBool,
+}
+
+impl Sentinel {
+    /// Watches the server at `address`; reports to `fatal` when it has been silent for too long.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start(address: SocketAddr, fatal: impl Fn(String) + Send + 'static) -> io::Result<Self> {
+        let noticed = Arc::<Noticed>::default();
+        let there = Arc::clone(&noticed);
+        let watch = move || watch(reachable(address), &there, &fatal);
+        let thread = thread::Builder::new().name("sentinel".to_owned()).spawn(watch)?.thread().clone();
+        Ok(Self { noticed, thread })
+    }
+
+    /// Says that a request came in; cheap, for it is called for each of them.
+    pub fn notice_request(&self) {
+        self.noticed.requests.fetch_add(1, Ordering::SeqCst);
+        if self.noticed.parked.load(Ordering::SeqCst) {
+            self.thread.unpark();
+        }
+    }
+}
+
+fn watch(address: SocketAddr, noticed: &Noticed, fatal: &impl Fn(String)) {
+    let (mut last_request, mut last_check) = (Instant::now(), Instant::now());
+    let (mut known, mut failures) = (0, 0);
+    loop {
+        let requests = noticed.requests.load(Ordering::SeqCst);
+        if requests > known {
+            (known, last_request) = (requests, Instant::now());
+        }
+        if last_request.elapsed() < CHECK_PAUSE {
+            thread::sleep(BUSY_PAUSE);
+            // If that fails, so does the check.
+            let _ = knock(address);
+        } else {
+            noticed.parked.store(true, Ordering::SeqCst);
+            // Looked at again, for a request that came before it could know that it must wake us.
+            if noticed.requests.load(Ordering::SeqCst) == known {
+                thread::park_timeout(CHECK_PAUSE);
+            }
+            noticed.parked.store(false, Ordering::SeqCst);
+        }
+        if last_check.elapsed() < CHECK_PAUSE {
+            continue;
+        }
+        last_check = Instant::now();
+        match check(address) {
+            // The check was a request, too.
+            Ok(()) => (known, failures) = (known + 1, 0),
+            Err(error) => {
+                log::warn!("this node does not answer at {address}: {error}");
+                failures += 1;
+            }
+        }
+        if failures == MAX_SILENCE {
+            return fatal(format!("this node has stopped answering at {address}"));
+        }
+    }
+}
+
+/// Opens a connection and closes it at once, by a reset: that leaves no `TIME_WAIT` behind.
+fn knock(address: SocketAddr) -> io::Result<()> {
+    let stream = TcpStream::connect_timeout(&address, CHECK_LIMIT)?;
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO))
+}
+
+fn check(address: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&address, CHECK_LIMIT)?;
+    stream.set_read_timeout(Some(CHECK_LIMIT))?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: sentinel\r\nConnection: close\r\n\r\n")?;
+    let mut status = [0; 12];
+    stream.read_exact(&mut status)?;
+    // Read to the end, so that the connection closes in good order.
+    stream.take(1 << 16).read_to_end(&mut Vec::new())?;
+    if status == *b"HTTP/1.1 200" { Ok(()) } else { Err(io::Error::other(String::from_utf8_lossy(&status))) }
+}
+
+/// Where a server that listens on `address` can be reached from this machine.
+#[must_use]
+pub fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
