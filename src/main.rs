@@ -1,5 +1,121 @@
 //! tree-cache: a distributed cache whose nodes form a binary tree.
+//!
+//! Reads climb. Writes jump to the root. Invalidations descend.
+//!
+//! This file is the boot, top to bottom: configuration, listen, join, serve. The other modules, in
+//! reading order: [`config`], [`tree`], [`key`], [`store`], [`node`], [`join`], [`api`],
+//! [`server`] with [`pool`] and [`sentinel`], [`peer`], [`show`].
 
-fn main() {
-    println!("there is nothing to run yet");
+mod api;
+mod config;
+mod error;
+mod join;
+mod key;
+mod metrics;
+mod node;
+mod peer;
+mod pool;
+mod sentinel;
+mod server;
+mod show;
+mod store;
+mod tree;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use config::Config;
+use node::Node;
+use peer::Peer;
+use pool::Pool;
+
+/// How long `tree-cache health` waits.
+const HEALTH_LIMIT: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match arguments[..] {
+        [] => run(),
+        ["health"] => health(),
+        ["show"] => show::show(None),
+        ["show", url] => show::show(Some(url)),
+        _ => {
+            eprintln!("usage: tree-cache [health | show [URL]]");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tree-cache: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs this node until something ends it.
+fn run() -> Result<(), String> {
+    let config = Config::from_env().map_err(|error| error.to_string())?;
+    start_log(&config);
+    let address = SocketAddr::new(config.bind_addr, config.api_port);
+    let listener = server::listen(address).map_err(|error| format!("could not listen on {address}: {error}"))?;
+    let address = listener.local_addr().map_err(|error| format!("could not listen on {address}: {error}"))?;
+    if !config.bind_addr.is_loopback() && config.token.is_none() {
+        log::warn!("{address} can be reached from other machines, and without TREE_TOKEN anybody can pose as a node");
+    }
+
+    // Serving comes before joining: the root asks a node that joins whether it can be reached.
+    let max_value_bytes = config.max_value_bytes;
+    let node = Arc::new(Node::new(config, address.port()));
+    let handler = {
+        let node = Arc::clone(&node);
+        Arc::new(move |incoming: &server::Incoming| api::handle(&node, incoming))
+    };
+    let (fatal, ended) = mpsc::channel();
+    let server_fatal = fatal.clone();
+    // If nobody listens, the process is ending already.
+    let report = move |error| drop(server_fatal.send(error));
+    server::serve(listener, max_value_bytes, Pool::new(), handler, report)
+        .map_err(|error| format!("could not serve {address}: {error}"))?;
+
+    join::join_root(&node)?;
+    println!("{} listening on http://{address}", node.myself.name);
+    let joined = Arc::clone(&node);
+    start_thread("join", move || {
+        if let Err(error) = join::keep_joined(&joined) {
+            drop(fatal.send(error));
+        }
+    })?;
+    Err(ended.recv().expect("the server never lets go of its sender"))
+}
+
+fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    thread.map(drop).map_err(|error| format!("could not start the thread {name:?}: {error}"))
+}
+
+/// Logs go to stderr, one line each, with the node's name: several nodes may share a terminal.
+fn start_log(config: &Config) {
+    let name = config.node_name();
+    env_logger::Builder::new()
+        .filter_level(config.log_level)
+        .format(move |out, record| writeln!(out, "{name} {}: {}", record.level(), record.args()))
+        .init();
+    // A panic is a broken invariant, or one that tiny_http is known for; either way, one line.
+    std::panic::set_hook(Box::new(|panic| log::error!("{}", panic.to_string().replace('\n', " "))));
+}
+
+/// Exits with 0 if the node of this configuration runs and has its place.
+fn health() -> Result<(), String> {
+    let config = Config::from_env().map_err(|error| error.to_string())?;
+    let url = format!("http://{}", sentinel::reachable(SocketAddr::new(config.bind_addr, config.api_port)));
+    match Peer::new(None).ask_joined(&url, HEALTH_LIMIT) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(format!("the node at {url} has not joined yet")),
+        Err(error) => Err(format!("no node at {url}: {error}")),
+    }
 }

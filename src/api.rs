@@ -1,0 +1,341 @@
+//! The HTTP API: a request becomes a [`Call`], the call is done, and its result becomes an answer.
+//!
+//! Reading a request and doing it are two steps, so that the one `match` in [`respond`] shows
+//! everything that a node can be asked. Errors are values until [`answer_error`], which picks the status.
+//!
+//! Left out: sockets and threads (`server.rs`).
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::error::Error;
+use crate::join;
+use crate::key;
+use crate::node::{Node, READ_LIMIT, Write};
+use crate::peer::RawAnswer;
+use crate::server::{Answer, Incoming};
+use crate::store::Value;
+use crate::tree::{self, NodeRef};
+
+/// Keys in one listing.
+const MAX_LISTED: usize = 1000;
+
+/// A listing ends at this length.
+const MAX_LISTING_BYTES: usize = 1 << 20;
+
+/// What a node can be asked.
+#[derive(Debug, PartialEq)]
+enum Call {
+    Describe,
+    Nodes,
+    Metrics,
+    List { limit: usize },
+    Get { key: String },
+    Put { key: String },
+    Delete { key: String },
+    Join,
+    Fetch { key: String, wait: Duration },
+}
+
+/// Answers one request.
+#[must_use]
+pub fn handle(node: &Node, incoming: &Incoming) -> Answer {
+    respond(node, incoming).unwrap_or_else(|error| answer_error(&error))
+}
+
+fn respond(node: &Node, incoming: &Incoming) -> Result<Answer, Error> {
+    let call = route(incoming.method(), incoming.target())?;
+    if call.is_between_nodes() && !is_authorized(node.config.token.as_deref(), incoming.header("Authorization")) {
+        return Err(Error::Unauthorized);
+    }
+    match call {
+        Call::Describe => Ok(describe(node)),
+        Call::Metrics => Ok(metrics(node)),
+        _ if node.place().is_none() => Err(Error::NotJoined),
+        Call::Get { key } => get(node, &key),
+        Call::List { limit } => Ok(list(node, limit)),
+        Call::Put { .. } | Call::Delete { .. } | Call::Nodes if !node.config.is_root() => {
+            pass_on(node, &call, incoming)
+        }
+        Call::Put { key } => put(node, &key, &incoming.body),
+        Call::Delete { key } => delete(node, &key),
+        Call::Nodes => Ok(nodes(node)),
+        Call::Join => join_node(node, &incoming.body),
+        Call::Fetch { key, wait } => fetch(node, &key, wait),
+    }
+}
+
+// -- reading a request -------------------------------------------------------------------------
+
+fn route(method: &str, target: &str) -> Result<Call, Error> {
+    let (path, query) = split_target(target);
+    let segments: Vec<&str> = path.split('/').skip(1).collect();
+    let reads = method == "GET" || method == "HEAD";
+    let no_method = |allow| Err(Error::NoSuchMethod { method: method.to_owned(), allow });
+    match segments[..] {
+        [""] if reads => Ok(Call::Describe),
+        ["nodes"] if reads => Ok(Call::Nodes),
+        ["nodes"] if method == "POST" => Ok(Call::Join),
+        ["metrics"] if reads => Ok(Call::Metrics),
+        ["store"] if reads => Ok(Call::List { limit: read_limit(query)? }),
+        ["store", segment] => {
+            let key = key::decode(segment).map_err(Error::BadKey);
+            match method {
+                "GET" | "HEAD" => Ok(Call::Get { key: key? }),
+                "PUT" => Ok(Call::Put { key: key? }),
+                "DELETE" => Ok(Call::Delete { key: key? }),
+                _ => no_method("GET, HEAD, PUT, DELETE"),
+            }
+        }
+        ["copies", segment] if method == "GET" => Ok(Call::Fetch {
+            key: key::decode(segment).map_err(Error::BadKey)?,
+            wait: Duration::from_millis(read_number(query, "wait_ms")?),
+        }),
+        ["nodes"] => no_method("GET, HEAD, POST"),
+        ["" | "metrics" | "store"] => no_method("GET, HEAD"),
+        ["copies", _] => no_method("GET"),
+        _ => Err(Error::NoSuchPath(path.chars().take(100).collect())),
+    }
+}
+
+/// Path and query of a request's target, be it `/path` or `http://host/path`.
+fn split_target(target: &str) -> (&str, &str) {
+    let target = match target.strip_prefix("http://") {
+        Some(absolute) => absolute.find('/').map_or("/", |start| &absolute[start..]),
+        None => target,
+    };
+    target.split_once('?').unwrap_or((target, ""))
+}
+
+fn read_parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
+}
+
+fn read_number(query: &str, name: &str) -> Result<u64, Error> {
+    let text = read_parameter(query, name).unwrap_or_default();
+    text.parse().map_err(|_| Error::BadQuery(format!("{name}={text:?} is not a whole number")))
+}
+
+fn read_limit(query: &str) -> Result<usize, Error> {
+    let Some(text) = read_parameter(query, "limit") else { return Ok(MAX_LISTED) };
+    match text.parse() {
+        Ok(limit @ 1..=MAX_LISTED) => Ok(limit),
+        _ => Err(Error::BadQuery(format!("limit={text:?} is not a whole number from 1 to {MAX_LISTED}"))),
+    }
+}
+
+/// Reads a body that must be a JSON object; a struct would be read from an array as well.
+fn read_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Error::BadBody("the body is not a JSON object".to_owned()));
+    }
+    serde_json::from_slice(body).map_err(|error| Error::BadBody(format!("the body is not what is asked for: {error}")))
+}
+
+impl Call {
+    fn is_between_nodes(&self) -> bool {
+        matches!(self, Self::Join | Self::Fetch { .. })
+    }
+}
+
+fn is_authorized(token: Option<&str>, header: Option<&str>) -> bool {
+    let Some(token) = token else { return true };
+    let given = header.and_then(|header| header.strip_prefix("Bearer ")).unwrap_or_default();
+    // Every byte is looked at, whichever differs, so that the time taken tells nothing of the token.
+    let differing = token.bytes().zip(given.bytes()).fold(0, |bits, (left, right)| bits | (left ^ right));
+    std::hint::black_box(differing) == 0 && token.len() == given.len()
+}
+
+// -- for clients -------------------------------------------------------------------------------
+
+fn get(node: &Node, key: &str) -> Result<Answer, Error> {
+    let value = node.read_for_client(key, Instant::now() + READ_LIMIT)?;
+    value.map(|value| Answer::json(200, value.body())).ok_or(Error::KeyNotFound)
+}
+
+#[derive(Deserialize)]
+struct PutBody<'a> {
+    #[serde(borrow)]
+    value: &'a RawValue,
+}
+
+fn put(node: &Node, key: &str, body: &[u8]) -> Result<Answer, Error> {
+    let PutBody { value } = read_object(body)?;
+    node.write(key, Write::Put(Value::from_raw(value)))?;
+    Ok(answer_json(&PutAnswer { key, value }))
+}
+
+#[derive(Serialize)]
+struct PutAnswer<'a> {
+    key: &'a str,
+    value: &'a RawValue,
+}
+
+fn delete(node: &Node, key: &str) -> Result<Answer, Error> {
+    node.write(key, Write::Delete)?;
+    Ok(answer_json(&serde_json::json!({ "key": key })))
+}
+
+/// Passes a write, or the question for the child table, on to the root. Whoever gets it with `Via`
+/// must be the root: else two nodes that take each other for it would pass it on for ever.
+fn pass_on(node: &Node, call: &Call, incoming: &Incoming) -> Result<Answer, Error> {
+    if incoming.header("Via").is_some() {
+        node.expect_root()?;
+    }
+    let RawAnswer { status, body } = match call {
+        Call::Put { key } => node.forward("PUT", &format!("/store/{}", key::encode(key)), Some(&incoming.body))?,
+        Call::Delete { key } => node.forward("DELETE", &format!("/store/{}", key::encode(key)), None)?,
+        _ => node.forward("GET", "/nodes", None)?,
+    };
+    let answer = Answer::json(status, body);
+    Ok(if status == 503 { answer.with_header("Retry-After", "1") } else { answer })
+}
+
+fn list(node: &Node, limit: usize) -> Answer {
+    let mut body = vec![b'{'];
+    for (key, value) in node.list(limit) {
+        let name = serde_json::to_string(&key).expect("a string is JSON");
+        if body.len() + name.len() + value.raw().len() + 3 > MAX_LISTING_BYTES {
+            break;
+        }
+        if body.len() > 1 {
+            body.push(b',');
+        }
+        body.extend_from_slice(name.as_bytes());
+        body.push(b':');
+        body.extend_from_slice(value.raw());
+    }
+    body.push(b'}');
+    Answer::json(200, body)
+}
+
+#[derive(Serialize)]
+struct Description<'a> {
+    node: &'a str,
+    id: u32,
+    role: &'a str,
+    run: u64,
+    joined: bool,
+    position: Option<u32>,
+    depth: Option<u32>,
+    url: &'a str,
+    path: Option<&'a Vec<String>>,
+    parent: Option<&'a NodeRef>,
+    ancestors: &'a [NodeRef],
+    children: &'a [NodeRef],
+    zookeeper: &'a str,
+    entries: usize,
+    bytes: usize,
+    uptime_seconds: u64,
+}
+
+fn describe(node: &Node) -> Answer {
+    let (place, gauges) = (node.place(), node.gauges());
+    let place = place.as_deref();
+    answer_json(&Description {
+        node: &node.myself.name,
+        id: node.config.node_id,
+        role: if node.config.is_root() { "root" } else { "node" },
+        run: node.run,
+        joined: place.is_some(),
+        position: place.map(|place| place.position),
+        depth: place.map(|place| tree::level(place.position)),
+        url: &node.myself.url,
+        path: place.and_then(|place| place.path.as_ref()),
+        parent: place.and_then(|place| place.ancestors.first()),
+        ancestors: place.map_or(&[], |place| &place.ancestors),
+        children: place.map_or(&[], |place| &place.children),
+        zookeeper: "off",
+        entries: gauges.entries,
+        bytes: gauges.bytes,
+        uptime_seconds: node.started.elapsed().as_secs(),
+    })
+}
+
+#[derive(Serialize)]
+struct Listing {
+    depth: u32,
+    size: u32,
+    nodes: Vec<Listed>,
+}
+
+#[derive(Serialize)]
+struct Listed {
+    position: u32,
+    depth: u32,
+    name: String,
+    id: u32,
+    url: String,
+    parent: Option<String>,
+    alive: bool,
+    seconds_since_heard: Option<f64>,
+}
+
+fn nodes(node: &Node) -> Answer {
+    let table = node.table();
+    let listed = |(position, member): (u32, &tree::Member)| {
+        // The root hears itself.
+        let silence = if position == 0 { Some(Duration::ZERO) } else { member.heard.map(|heard| heard.elapsed()) };
+        Listed {
+            position,
+            depth: tree::level(position),
+            name: tree::name(member.id),
+            id: member.id,
+            url: member.url.clone(),
+            parent: tree::parent(position).and_then(|above| table.member_at(above)).map(|above| tree::name(above.id)),
+            alive: silence.is_some_and(|silence| silence <= tree::ALIVE),
+            seconds_since_heard: silence.map(|silence| (silence.as_secs_f64() * 10.0).round() / 10.0),
+        }
+    };
+    let depth = node.config.tree_depth;
+    answer_json(&Listing { depth, size: tree::size(depth), nodes: table.members().into_iter().map(listed).collect() })
+}
+
+fn metrics(node: &Node) -> Answer {
+    let text = node.metrics.render(node.gauges());
+    Answer { content_type: "text/plain; version=0.0.4", ..Answer::json(200, text.into_bytes()) }
+}
+
+// -- for nodes ---------------------------------------------------------------------------------
+
+fn join_node(node: &Node, body: &[u8]) -> Result<Answer, Error> {
+    join::admit(node, read_object(body)?).map(|answer| answer_json(&answer))
+}
+
+fn fetch(node: &Node, key: &str, wait: Duration) -> Result<Answer, Error> {
+    let value = node.read(key, Instant::now() + wait.min(READ_LIMIT))?.ok_or(Error::KeyNotFound)?;
+    Ok(Answer::json(200, [br#"{"lease_ms":0,"value":"#, value.raw(), b"}"].concat()))
+}
+
+// -- answers -----------------------------------------------------------------------------------
+
+fn answer_json(value: &impl Serialize) -> Answer {
+    Answer::json(200, serde_json::to_vec(value).expect("our own types are JSON"))
+}
+
+fn answer_error(error: &Error) -> Answer {
+    let status = match error {
+        Error::BadKey(_) | Error::BadQuery(_) | Error::NoSuchPlace { .. } => 400,
+        Error::Unauthorized => 401,
+        Error::KeyNotFound | Error::NoSuchPath(_) => 404,
+        Error::NoSuchMethod { .. } => 405,
+        Error::PlaceTaken { .. } => 409,
+        Error::BadBody(_) => 422,
+        Error::StoreFull(_) => 507,
+        Error::NotRoot { .. }
+        | Error::NotJoined
+        | Error::NoAncestor { .. }
+        | Error::NoRoot { .. }
+        | Error::CannotReach { .. } => 503,
+    };
+    log::debug!("{status}: {error}");
+    let answer = Answer::error(status, &error.to_string());
+    match error {
+        Error::Unauthorized => answer.with_header("WWW-Authenticate", "Bearer"),
+        Error::NoSuchMethod { allow, .. } => answer.with_header("Allow", allow),
+        _ if status == 503 => answer.with_header("Retry-After", "1"),
+        _ => answer,
+    }
+}

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# The whole tree as processes of this machine, without Docker: `make local`.
+#
+#   local.sh PROGRAM
+#
+# Node i listens on API_PORT + i - 1. The root starts first, then the others, each when the one
+# before it has its place: so the order of ids is the order of places. Ctrl-C or TERM ends all.
+set -u
+program=$1
+export TREE_DEPTH=${TREE_DEPTH:-3} ROOT_NODE_ID=${ROOT_NODE_ID:-1}
+base=${API_PORT:-5000}
+
+fail() { echo "make local: $1" >&2; exit 1; }
+
+for variable in TREE_DEPTH ROOT_NODE_ID base; do
+  [[ ${!variable} =~ ^[1-9][0-9]{0,4}$ ]] || fail "${variable/base/API_PORT}=\"${!variable}\": must be a whole number over 0"
+done
+size=$(((1 << TREE_DEPTH) - 1))
+((TREE_DEPTH <= 7)) || fail "TREE_DEPTH=$TREE_DEPTH: must be at most 7, which is 127 processes"
+((ROOT_NODE_ID <= size)) || fail "ROOT_NODE_ID=$ROOT_NODE_ID: must be a whole number from 1 to $size"
+((base + size <= 65536)) || fail "API_PORT=$base: no room for $size ports up to 65535"
+
+ids=("$ROOT_NODE_ID")
+for ((id = 1; id <= size; id++)); do
+  ((id == ROOT_NODE_ID)) || ids+=("$id")
+done
+port_of() { echo $((base + $1 - 1)); }
+export ROOT_URL="http://127.0.0.1:$(port_of "$ROOT_NODE_ID")"
+
+for id in "${ids[@]}"; do
+  port=$(port_of "$id")
+  if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+    fail "port $port is taken by another program; nothing was started. API_PORT=6000 make local takes others"
+  fi
+done
+
+lines=$(mktemp -d)      # what each node prints once it has its place
+pids=()                 # of the processes that this script started, by id
+stop() {
+  trap '' INT TERM
+  ((${#pids[@]})) && kill "${pids[@]}" 2>/dev/null
+  wait
+  rm -rf "$lines"
+  exit "$1"
+}
+trap 'echo; echo "stopping ${#pids[@]} nodes"; stop 0' INT TERM
+
+for id in "${ids[@]}"; do
+  NODE_ID=$id API_PORT=$(port_of "$id") "$program" >"$lines/$id" &
+  pids[id]=$!
+  until [ -s "$lines/$id" ]; do
+    kill -0 "${pids[id]}" 2>/dev/null || { echo "make local: NODE-$id ended" >&2; unset "pids[id]"; stop 1; }
+    sleep 0.05
+  done
+  cat "$lines/$id"
+done
+
+echo
+"$program" show
+leaf=$(port_of "${ids[size - 1]}") other=$(port_of "${ids[size / 2]}")
+cat <<TEXT
+
+Try, from another terminal:
+  curl -X PUT localhost:$leaf/store/colour -d '{"value":"teal"}'
+  curl localhost:$other/store/colour
+Ctrl-C ends all $size nodes.
+TEXT
+
+while ((${#pids[@]})); do
+  for id in "${!pids[@]}"; do
+    if ! kill -0 "${pids[id]}" 2>/dev/null; then
+      wait "${pids[id]}"
+      echo "make local: NODE-$id (process ${pids[id]}) ended with status $?; the others go on" >&2
+      unset "pids[id]"
+    fi
+  done
+  sleep 0.5
+done
+fail "no node is left"

@@ -1,0 +1,100 @@
+//! `tree-cache show [URL]`: the tree as text, drawn from `GET /nodes`.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::config::{Config, base_url};
+use crate::peer::Peer;
+
+/// How long the node may take.
+const SHOW_LIMIT: Duration = Duration::from_secs(3);
+
+#[derive(Deserialize)]
+struct Tree {
+    depth: u32,
+    size: u32,
+    nodes: Vec<Node>,
+}
+
+#[derive(Deserialize)]
+struct Node {
+    position: u32,
+    name: String,
+    url: String,
+    alive: bool,
+    seconds_since_heard: Option<f64>,
+}
+
+/// Prints the tree that the node at `url` belongs to; without one, at this configuration's root.
+///
+/// # Errors
+/// No node answers there, or it does not know its tree.
+pub fn show(url: Option<&str>) -> Result<(), String> {
+    let url = match url {
+        Some(url) => base_url(url).ok_or_else(|| format!("{url:?} is not a URL of the form http://host:port"))?,
+        None => Config::from_env().map_err(|error| error.to_string())?.root_url,
+    };
+    let failed = |cause: String| format!("could not ask for the tree at {url}: {cause}");
+    let answer = Peer::new(None)
+        .forward("GET", &format!("{url}/nodes"), None, "show", SHOW_LIMIT)
+        .map_err(|error| failed(error.to_string()))?;
+    let tree: Tree =
+        serde_json::from_slice(&answer.body).map_err(|_| failed(String::from_utf8_lossy(&answer.body).into_owned()))?;
+    print!("{}", draw(&tree));
+    Ok(())
+}
+
+fn draw(tree: &Tree) -> String {
+    let mut text = format!("{} of {} nodes, depth {}\n", tree.nodes.len(), tree.size, tree.depth);
+    draw_below(tree, 0, "", "", &mut text);
+    text
+}
+
+/// Draws the node at a position behind `branch`, and those below it behind `indent`.
+fn draw_below(tree: &Tree, position: u32, branch: &str, indent: &str, text: &mut String) {
+    let node = tree.nodes.iter().find(|node| node.position == position);
+    let label = node.map_or_else(|| "(free)".to_owned(), label);
+    text.extend([branch, &label, "\n"]);
+    let last = tree.nodes.iter().map(|node| node.position).max().unwrap_or(0);
+    let (left, right) = (2 * position + 1, 2 * position + 2);
+    if left < tree.size && left <= last {
+        draw_below(tree, left, &format!("{indent}├── "), &format!("{indent}│   "), text);
+        draw_below(tree, right, &format!("{indent}└── "), &format!("{indent}    "), text);
+    }
+}
+
+fn label(node: &Node) -> String {
+    let lost = match node.seconds_since_heard {
+        _ if node.alive => String::new(),
+        Some(seconds) => format!("  lost for {seconds} s"),
+        None => "  not heard yet".to_owned(),
+    };
+    format!("{}  {}{lost}", node.name, node.url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tree_is_drawn_with_free_places_and_lost_nodes() {
+        let node = |position, id, heard| Node {
+            position,
+            name: format!("NODE-{id}"),
+            url: format!("http://h:{id}"),
+            alive: heard == Some(0.0),
+            seconds_since_heard: heard,
+        };
+        let nodes = vec![node(0, 1, Some(0.0)), node(1, 2, Some(7.5)), node(4, 5, None)];
+        let expected = "\
+3 of 7 nodes, depth 3
+NODE-1  http://h:1
+├── NODE-2  http://h:2  lost for 7.5 s
+│   ├── (free)
+│   └── NODE-5  http://h:5  not heard yet
+└── (free)
+";
+        assert_eq!(draw(&Tree { depth: 3, size: 7, nodes }), expected);
+    }
+}
