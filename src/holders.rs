@@ -1,0 +1,237 @@
+//! Who was granted a copy of which key, and until when: the records of one node. Pure.
+//!
+//! Invariant: a record ends after the copy that it stands for, whatever the two clocks do as long
+//! as they differ by less than a tenth (rules 1 and 2). Rules are numbered as in the README.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A process that was granted a copy. Another run at the same URL is another holder (rule 8).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Holder {
+    /// Where it answers.
+    pub url: String,
+    /// Its run.
+    pub run: u64,
+}
+
+/// One grant on record: a holder that must be told of a write, and how long it must be waited for.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// Who.
+    pub holder: Arc<Holder>,
+    /// When it counts as gone by itself.
+    pub ends: Instant,
+    /// Which grant this is, for a holder is granted again and again (rule 7).
+    number: u64,
+}
+
+/// What a record takes beside its texts.
+const RECORD_BYTES: usize = 192;
+
+type Key = Arc<str>;
+
+/// The records of all keys.
+#[derive(Debug, Default)]
+pub struct Holders {
+    /// Apart from copies: a copy that is dropped leaves its records where they are (rule 7).
+    records: HashMap<Key, Vec<Record>>,
+    count: usize,
+    bytes: usize,
+    last_number: u64,
+    /// Every holder once, however many records it has.
+    known: HashSet<Arc<Holder>>,
+    /// Holders that did not acknowledge, and until when they are granted nothing (rule 6).
+    silent: HashMap<Arc<Holder>, Instant>,
+    /// When records end, in the order of the grants: nearly that of the ends.
+    ends: VecDeque<(Instant, Key)>,
+}
+
+impl Holders {
+    /// Records that `holder` is granted `lease`, and returns what it is granted: whole milliseconds,
+    /// as leases travel, and zero if there is no room or the holder was silent lately.
+    pub fn grant(&mut self, key: &str, holder: &Holder, lease: Duration, room_bytes: usize, now: Instant) -> Duration {
+        let lease = Duration::from_millis(u64::try_from(lease.as_millis()).unwrap_or(u64::MAX));
+        if lease.is_zero() || self.silent.get(holder).is_some_and(|until| now < *until) {
+            return Duration::ZERO;
+        }
+        // The tenth makes up for clocks of different speed.
+        let ends = now + lease * 11 / 10;
+        self.last_number += 1;
+        let number = self.last_number;
+        if let Some((key, record)) = self.find_mut(key, holder) {
+            // Rule 1: only ever extended, since what is granted now may end before what was granted then:
+            // 1. A holder has a full lease. 2. It restarts its fetch, and gets what is left of a copy.
+            // 3. With the shorter end on record, a write does not wait for the longer one.
+            record.ends = record.ends.max(ends);
+            record.number = number;
+            let item = (record.ends, key);
+            self.ends.push_back(item);
+            return lease;
+        }
+        let bytes = record_bytes(key, holder);
+        if bytes > room_bytes {
+            return Duration::ZERO;
+        }
+        let holder = self.intern(holder);
+        let key = self.records.get_key_value(key).map_or_else(|| Key::from(key), |(key, _)| Arc::clone(key));
+        self.ends.push_back((ends, Arc::clone(&key)));
+        self.records.entry(key).or_default().push(Record { holder, ends, number });
+        self.count += 1;
+        self.bytes += bytes;
+        lease
+    }
+
+    /// The holders of a key that must be told of a write.
+    #[must_use]
+    pub fn list(&self, key: &str, now: Instant) -> Vec<Record> {
+        self.records.get(key).into_iter().flatten().filter(|record| now < record.ends).cloned().collect()
+    }
+
+    /// That holder holds nothing any more, nor does anybody below it. Its record goes, unless there was
+    /// another grant meanwhile (rule 7):
+    /// 1. Two invalidations of a key meet at a node, and list the same holder.
+    /// 2. The first is acknowledged. The holder fetches again, and is granted again.
+    /// 3. The second is acknowledged, by an answer sent before that. It must not forget the new grant.
+    pub fn acknowledge(&mut self, key: &str, told: &Record) {
+        self.drop_records(key, |record| record.number == told.number);
+    }
+
+    /// That holder did not acknowledge, and its record has run out. It is granted nothing until then,
+    /// or the next write would have to wait for it again (rule 6).
+    pub fn note_silence(&mut self, told: &Record, until: Instant) {
+        self.silent.insert(Arc::clone(&told.holder), until);
+    }
+
+    /// Drops some of what has ended; returns whether there may be more.
+    pub fn sweep(&mut self, now: Instant, at_most: usize) -> bool {
+        for _ in 0..at_most {
+            let Some((_, key)) = self.ends.pop_front_if(|(ends, _)| *ends <= now) else { break };
+            self.drop_records(&key, |record| record.ends <= now);
+        }
+        self.silent.retain(|_, until| now < *until);
+        self.known.retain(|holder| Arc::strong_count(holder) > 1);
+        self.ends.front().is_some_and(|(ends, _)| *ends <= now)
+    }
+
+    /// How many records there are, ended ones that were not swept yet among them.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// What they count.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn find_mut(&mut self, key: &str, holder: &Holder) -> Option<(Key, &mut Record)> {
+        let key = Arc::clone(self.records.get_key_value(key)?.0);
+        let record = self.records.get_mut(&key)?.iter_mut().find(|record| *record.holder == *holder)?;
+        Some((key, record))
+    }
+
+    fn drop_records(&mut self, key: &str, is_over: impl Fn(&Record) -> bool) {
+        let Some(records) = self.records.get_mut(key) else { return };
+        for record in records.extract_if(.., |record| is_over(record)) {
+            self.count -= 1;
+            self.bytes -= record_bytes(key, &record.holder);
+        }
+        if records.is_empty() {
+            self.records.remove(key);
+        }
+    }
+
+    fn intern(&mut self, holder: &Holder) -> Arc<Holder> {
+        if let Some(known) = self.known.get(holder) {
+            return Arc::clone(known);
+        }
+        let holder = Arc::new(holder.clone());
+        self.known.insert(Arc::clone(&holder));
+        holder
+    }
+}
+
+fn record_bytes(key: &str, holder: &Holder) -> usize {
+    RECORD_BYTES + key.len() + holder.url.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(5);
+    const ROOM: usize = usize::MAX;
+
+    fn holder(number: u64) -> Holder {
+        Holder { url: format!("http://h:{number}"), run: number }
+    }
+
+    #[test]
+    fn a_record_ends_a_tenth_after_the_lease() {
+        let (mut holders, now) = (Holders::default(), Instant::now());
+        assert_eq!(holders.grant("k", &holder(1), LEASE, ROOM, now), LEASE);
+        assert_eq!(holders.list("k", now)[0].ends, now + LEASE * 11 / 10);
+        assert_eq!(holders.list("k", now + LEASE * 11 / 10).len(), 0);
+        assert_eq!(holders.list("other", now).len(), 0);
+        let odd = Duration::from_micros(1999);
+        assert_eq!(holders.grant("k", &holder(2), odd, ROOM, now), Duration::from_millis(1), "as it travels");
+        assert_eq!(holders.grant("k", &holder(3), odd / 2, ROOM, now), Duration::ZERO);
+        assert_eq!(holders.count(), 2, "what is not granted is not recorded");
+    }
+
+    #[test]
+    fn rule_1_a_record_is_only_ever_extended() {
+        let (mut holders, now) = (Holders::default(), Instant::now());
+        holders.grant("k", &holder(1), LEASE, ROOM, now);
+        holders.grant("k", &holder(1), LEASE / 5, ROOM, now);
+        assert_eq!(holders.list("k", now)[0].ends, now + LEASE * 11 / 10);
+        holders.grant("k", &holder(1), LEASE, ROOM, now + LEASE);
+        assert_eq!(holders.list("k", now)[0].ends, now + LEASE + LEASE * 11 / 10);
+        assert_eq!(holders.count(), 1);
+    }
+
+    #[test]
+    fn rule_7_an_acknowledgement_forgets_no_later_grant() {
+        let (mut holders, now) = (Holders::default(), Instant::now());
+        holders.grant("k", &holder(1), LEASE, ROOM, now);
+        let (first, second) = (holders.list("k", now).remove(0), holders.list("k", now).remove(0));
+        holders.acknowledge("k", &first);
+        assert_eq!(holders.count(), 0);
+        // The same lease at the same moment: only the number tells it from the first.
+        holders.grant("k", &holder(1), LEASE, ROOM, now);
+        holders.acknowledge("k", &second);
+        assert_eq!(holders.list("k", now).len(), 1);
+    }
+
+    #[test]
+    fn rule_6_a_silent_holder_is_granted_nothing_for_a_while() {
+        let (mut holders, now) = (Holders::default(), Instant::now());
+        holders.grant("k", &holder(1), LEASE, ROOM, now);
+        let record = holders.list("k", now).remove(0);
+        holders.note_silence(&record, now + LEASE);
+        assert_eq!(holders.grant("other", &holder(1), LEASE, ROOM, now), Duration::ZERO);
+        let restarted = Holder { run: 2, ..holder(1) };
+        assert_eq!(holders.grant("other", &restarted, LEASE, ROOM, now), LEASE, "another run is another holder");
+        assert_eq!(holders.grant("other", &holder(1), LEASE, ROOM, now + LEASE), LEASE);
+    }
+
+    #[test]
+    fn records_are_counted_bounded_and_swept() {
+        let (mut holders, now) = (Holders::default(), Instant::now());
+        for number in 0..10 {
+            holders.grant("k", &holder(number), LEASE, ROOM, now);
+        }
+        let bytes = holders.bytes();
+        assert_eq!(bytes, 10 * record_bytes("k", &holder(0)));
+        assert_eq!(holders.grant("k", &holder(10), LEASE, record_bytes("k", &holder(10)) - 1, now), Duration::ZERO);
+        assert_eq!(holders.grant("k", &holder(9), LEASE, 0, now), LEASE, "extending one takes no room");
+        assert!(!holders.sweep(now + LEASE, 100), "nothing has ended");
+        assert_eq!((holders.count(), holders.bytes()), (10, bytes));
+        assert!(holders.sweep(now + 2 * LEASE, 1), "more is due");
+        assert!(!holders.sweep(now + 2 * LEASE, 100));
+        assert_eq!((holders.count(), holders.bytes(), holders.known.len()), (0, 0, 0));
+    }
+}
