@@ -5,19 +5,23 @@
 //!
 //! Left out: sockets and threads (`server.rs`).
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::config::base_url;
 use crate::error::Error;
+use crate::holders::Holder;
 use crate::join;
 use crate::key;
-use crate::node::{Node, READ_LIMIT, Write};
+use crate::node::{Node, READ_LIMIT, Source};
 use crate::peer::RawAnswer;
 use crate::server::{Answer, Incoming};
-use crate::store::Value;
+use crate::store::{Answered, Write};
 use crate::tree::{self, NodeRef};
+use crate::value::Value;
 
 /// Keys in one listing.
 const MAX_LISTED: usize = 1000;
@@ -36,16 +40,17 @@ enum Call {
     Put { key: String },
     Delete { key: String },
     Join,
-    Fetch { key: String, wait: Duration },
+    Fetch { key: String, holder: Holder, wait: Duration },
+    Invalidate { key: String, run: u64 },
 }
 
 /// Answers one request.
 #[must_use]
-pub fn handle(node: &Node, incoming: &Incoming) -> Answer {
+pub fn handle(node: &Arc<Node>, incoming: &Incoming) -> Answer {
     respond(node, incoming).unwrap_or_else(|error| answer_error(&error))
 }
 
-fn respond(node: &Node, incoming: &Incoming) -> Result<Answer, Error> {
+fn respond(node: &Arc<Node>, incoming: &Incoming) -> Result<Answer, Error> {
     let call = route(incoming.method(), incoming.target())?;
     if call.is_between_nodes() && !is_authorized(node.config.token.as_deref(), incoming.header("Authorization")) {
         return Err(Error::Unauthorized);
@@ -53,7 +58,7 @@ fn respond(node: &Node, incoming: &Incoming) -> Result<Answer, Error> {
     match call {
         Call::Describe => Ok(describe(node)),
         Call::Metrics => Ok(metrics(node)),
-        _ if node.place().is_none() => Err(Error::NotJoined),
+        _ if !node.is_joined() => Err(Error::NotJoined),
         Call::Get { key } => get(node, &key),
         Call::List { limit } => Ok(list(node, limit)),
         Call::Put { .. } | Call::Delete { .. } | Call::Nodes if !node.config.is_root() => {
@@ -63,7 +68,8 @@ fn respond(node: &Node, incoming: &Incoming) -> Result<Answer, Error> {
         Call::Delete { key } => delete(node, &key),
         Call::Nodes => Ok(nodes(node)),
         Call::Join => join_node(node, &incoming.body),
-        Call::Fetch { key, wait } => fetch(node, &key, wait),
+        Call::Fetch { key, holder, wait } => fetch(node, &key, &holder, wait),
+        Call::Invalidate { key, run } => invalidate(node, &key, run),
     }
 }
 
@@ -89,13 +95,20 @@ fn route(method: &str, target: &str) -> Result<Call, Error> {
                 _ => no_method("GET, HEAD, PUT, DELETE"),
             }
         }
-        ["copies", segment] if method == "GET" => Ok(Call::Fetch {
-            key: key::decode(segment).map_err(Error::BadKey)?,
-            wait: Duration::from_millis(read_number(query, "wait_ms")?),
-        }),
+        ["copies", segment] => {
+            let key = key::decode(segment).map_err(Error::BadKey);
+            match method {
+                "GET" => Ok(Call::Fetch {
+                    key: key?,
+                    holder: Holder { url: read_url(query)?, run: read_number(query, "run")? },
+                    wait: Duration::from_millis(read_number(query, "wait_ms")?),
+                }),
+                "DELETE" => Ok(Call::Invalidate { key: key?, run: read_number(query, "run")? }),
+                _ => no_method("GET, DELETE"),
+            }
+        }
         ["nodes"] => no_method("GET, HEAD, POST"),
         ["" | "metrics" | "store"] => no_method("GET, HEAD"),
-        ["copies", _] => no_method("GET"),
         _ => Err(Error::NoSuchPath(path.chars().take(100).collect())),
     }
 }
@@ -118,6 +131,12 @@ fn read_number(query: &str, name: &str) -> Result<u64, Error> {
     text.parse().map_err(|_| Error::BadQuery(format!("{name}={text:?} is not a whole number")))
 }
 
+fn read_url(query: &str) -> Result<String, Error> {
+    let text = read_parameter(query, "url").unwrap_or_default();
+    let url = key::decode(text).ok().and_then(|url| base_url(&url));
+    url.ok_or_else(|| Error::BadQuery(format!("url={text:?} is not a URL of the form http://host:port")))
+}
+
 fn read_limit(query: &str) -> Result<usize, Error> {
     let Some(text) = read_parameter(query, "limit") else { return Ok(MAX_LISTED) };
     match text.parse() {
@@ -136,7 +155,7 @@ fn read_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
 
 impl Call {
     fn is_between_nodes(&self) -> bool {
-        matches!(self, Self::Join | Self::Fetch { .. })
+        matches!(self, Self::Join | Self::Fetch { .. } | Self::Invalidate { .. })
     }
 }
 
@@ -151,20 +170,36 @@ fn is_authorized(token: Option<&str>, header: Option<&str>) -> bool {
 // -- for clients -------------------------------------------------------------------------------
 
 fn get(node: &Node, key: &str) -> Result<Answer, Error> {
-    let value = node.read_for_client(key, Instant::now() + READ_LIMIT)?;
-    value.map(|value| Answer::json(200, value.body())).ok_or(Error::KeyNotFound)
+    let result = node.read(key, None, Instant::now() + READ_LIMIT);
+    match &result {
+        Ok((Answered { value: Some(_), .. }, Source::Entry)) => node.metrics.reads_from_entry.count(),
+        Ok((Answered { value: Some(_), .. }, Source::Copy)) => node.metrics.reads_from_copy.count(),
+        Ok((Answered { value: Some(_), .. }, Source::Fetch)) => node.metrics.reads_from_fetch.count(),
+        _ => node.metrics.reads_from_none.count(),
+    }
+    let value = result?.0.value.ok_or(Error::KeyNotFound)?;
+    Ok(Answer::json(200, value.body()))
 }
 
 #[derive(Deserialize)]
 struct PutBody<'a> {
     #[serde(borrow)]
     value: &'a RawValue,
+    ttl: Option<f64>,
 }
 
-fn put(node: &Node, key: &str, body: &[u8]) -> Result<Answer, Error> {
-    let PutBody { value } = read_object(body)?;
-    node.write(key, Write::Put(Value::from_raw(value)))?;
+fn put(node: &Arc<Node>, key: &str, body: &[u8]) -> Result<Answer, Error> {
+    let PutBody { value, ttl } = read_object(body)?;
+    let ttl = ttl.map(read_ttl).transpose()?;
+    node.write(key, Write::Put(Value::from_raw(value), ttl))?;
     Ok(answer_json(&PutAnswer { key, value }))
+}
+
+fn read_ttl(seconds: f64) -> Result<Duration, Error> {
+    let ttl = Duration::try_from_secs_f64(seconds).ok().filter(|ttl| !ttl.is_zero());
+    ttl.filter(|ttl| Instant::now().checked_add(*ttl).is_some()).ok_or_else(|| {
+        Error::BadBody(format!("ttl={seconds} is not a number of seconds over 0 that a clock can count"))
+    })
 }
 
 #[derive(Serialize)]
@@ -173,7 +208,7 @@ struct PutAnswer<'a> {
     value: &'a RawValue,
 }
 
-fn delete(node: &Node, key: &str) -> Result<Answer, Error> {
+fn delete(node: &Arc<Node>, key: &str) -> Result<Answer, Error> {
     node.write(key, Write::Delete)?;
     Ok(answer_json(&serde_json::json!({ "key": key })))
 }
@@ -227,6 +262,7 @@ struct Description<'a> {
     children: &'a [NodeRef],
     zookeeper: &'a str,
     entries: usize,
+    copies: usize,
     bytes: usize,
     uptime_seconds: u64,
 }
@@ -249,6 +285,7 @@ fn describe(node: &Node) -> Answer {
         children: place.map_or(&[], |place| &place.children),
         zookeeper: "off",
         entries: gauges.entries,
+        copies: gauges.copies,
         bytes: gauges.bytes,
         uptime_seconds: node.started.elapsed().as_secs(),
     })
@@ -304,9 +341,19 @@ fn join_node(node: &Node, body: &[u8]) -> Result<Answer, Error> {
     join::admit(node, read_object(body)?).map(|answer| answer_json(&answer))
 }
 
-fn fetch(node: &Node, key: &str, wait: Duration) -> Result<Answer, Error> {
-    let value = node.read(key, Instant::now() + wait.min(READ_LIMIT))?.ok_or(Error::KeyNotFound)?;
-    Ok(Answer::json(200, [br#"{"lease_ms":0,"value":"#, value.raw(), b"}"].concat()))
+fn fetch(node: &Node, key: &str, holder: &Holder, wait: Duration) -> Result<Answer, Error> {
+    let (Answered { value, lease }, _) = node.read(key, Some(holder), Instant::now() + wait.min(READ_LIMIT))?;
+    let value = value.ok_or(Error::KeyNotFound)?;
+    if !lease.is_zero() {
+        node.metrics.grants.count();
+    }
+    let head = format!(r#"{{"lease_ms":{},"value":"#, lease.as_millis());
+    Ok(Answer::json(200, [head.as_bytes(), value.raw(), b"}"].concat()))
+}
+
+fn invalidate(node: &Arc<Node>, key: &str, run: u64) -> Result<Answer, Error> {
+    node.invalidate(key, run)?;
+    Ok(answer_json(&serde_json::json!({ "run": run })))
 }
 
 // -- answers -----------------------------------------------------------------------------------
@@ -321,7 +368,7 @@ fn answer_error(error: &Error) -> Answer {
         Error::Unauthorized => 401,
         Error::KeyNotFound | Error::NoSuchPath(_) => 404,
         Error::NoSuchMethod { .. } => 405,
-        Error::PlaceTaken { .. } => 409,
+        Error::PlaceTaken { .. } | Error::WrongRun { .. } => 409,
         Error::BadBody(_) => 422,
         Error::StoreFull(_) => 507,
         Error::NotRoot { .. }

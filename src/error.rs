@@ -35,6 +35,11 @@ pub enum Error {
         /// This node.
         name: String,
     },
+    /// An invalidation for another run of this node.
+    WrongRun {
+        /// This node.
+        name: String,
+    },
     /// This node has no place yet.
     NotJoined,
     /// Nobody above could answer a read.
@@ -88,6 +93,7 @@ impl fmt::Display for Error {
             Self::NoSuchMethod { method, allow } => write!(f, "the method {method:?} is not one of {allow}"),
             Self::Unauthorized => write!(f, "this call needs the token of the nodes"),
             Self::NotRoot { name } => write!(f, "{name} is not the root"),
+            Self::WrongRun { name } => write!(f, "{name} is another process now"),
             Self::NotJoined => write!(f, "not joined yet"),
             Self::NoAncestor { key, causes } => {
                 write!(f, "could not fetch {key:?}")?;

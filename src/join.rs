@@ -123,6 +123,10 @@ pub fn admit(node: &Node, join: JoinRequest) -> Result<JoinAnswer, Error> {
         return Err(Error::NoSuchPlace { name: tree::name(join.id), last_id });
     }
     let standing = node.table().standing(join.id, join.run);
+    if standing == Standing::New && join.position.is_some() {
+        // It had its place from a former run of this root.
+        node.expect_former_holders();
+    }
     match &standing {
         Standing::Known => {}
         Standing::New => expect_reachable(node, &join)?,
@@ -143,7 +147,8 @@ pub fn admit(node: &Node, join: JoinRequest) -> Result<JoinAnswer, Error> {
     if standing != Standing::Known {
         log::info!("{} has position {position}, below {}", tree::name(join.id), place.ancestors[0].name);
     }
-    Ok(JoinAnswer { place, lease_ms: node.lease_ms() })
+    let lease_ms = u64::try_from(node.config.lease.as_millis()).expect("a lease is at most an hour");
+    Ok(JoinAnswer { place, lease_ms })
 }
 
 /// A node that can ask but not be told would make every write of what it reads wait.

@@ -9,6 +9,7 @@
 mod api;
 mod config;
 mod error;
+mod holders;
 mod join;
 mod key;
 mod metrics;
@@ -18,8 +19,11 @@ mod pool;
 mod sentinel;
 mod server;
 mod show;
+#[cfg(test)]
+mod simulation;
 mod store;
 mod tree;
+mod value;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -70,7 +74,8 @@ fn run() -> Result<(), String> {
 
     // Serving comes before joining: the root asks a node that joins whether it can be reached.
     let max_value_bytes = config.max_value_bytes;
-    let node = Arc::new(Node::new(config, address.port()));
+    let pool = Pool::new();
+    let node = Arc::new(Node::new(config, address.port(), Arc::clone(&pool)));
     let handler = {
         let node = Arc::clone(&node);
         Arc::new(move |incoming: &server::Incoming| api::handle(&node, incoming))
@@ -79,11 +84,13 @@ fn run() -> Result<(), String> {
     let server_fatal = fatal.clone();
     // If nobody listens, the process is ending already.
     let report = move |error| drop(server_fatal.send(error));
-    server::serve(listener, max_value_bytes, Pool::new(), handler, report)
+    server::serve(listener, max_value_bytes, pool, handler, report)
         .map_err(|error| format!("could not serve {address}: {error}"))?;
 
     join::join_root(&node)?;
     println!("{} listening on http://{address}", node.myself.name);
+    let swept = Arc::clone(&node);
+    start_thread("sweep", move || swept.keep_swept())?;
     let joined = Arc::clone(&node);
     start_thread("join", move || {
         if let Err(error) = join::keep_joined(&joined) {

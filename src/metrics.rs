@@ -4,6 +4,8 @@
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::store::Gauges;
+
 /// One number that only grows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -20,6 +22,8 @@ impl Counter {
 pub struct Metrics {
     /// Reads by clients that were answered from an entry.
     pub reads_from_entry: Counter,
+    /// Reads by clients that were answered from a copy.
+    pub reads_from_copy: Counter,
     /// Reads by clients that a fetch answered.
     pub reads_from_fetch: Counter,
     /// Reads by clients that found no value.
@@ -28,15 +32,14 @@ pub struct Metrics {
     pub writes: Counter,
     /// Fetches sent to ancestors.
     pub fetches_sent: Counter,
-}
-
-/// What is held now; the store knows it.
-#[derive(Debug, Clone, Copy)]
-pub struct Gauges {
-    /// Keys at the root.
-    pub entries: usize,
-    /// What all counts.
-    pub bytes: usize,
+    /// Leases granted to other nodes.
+    pub grants: Counter,
+    /// Invalidations sent to holders, repeated ones included.
+    pub invalidations_sent: Counter,
+    /// Invalidations that came from above.
+    pub invalidations_received: Counter,
+    /// Writes and invalidations that had to wait for a record to run out.
+    pub silent_holder_waits: Counter,
 }
 
 impl Metrics {
@@ -51,6 +54,7 @@ impl Metrics {
             "Reads by clients, by what answered them.",
             &[
                 ("{from=\"entry\"}", self.reads_from_entry.get()),
+                ("{from=\"copy\"}", self.reads_from_copy.get()),
                 ("{from=\"fetch\"}", self.reads_from_fetch.get()),
                 ("{from=\"none\"}", self.reads_from_none.get()),
             ],
@@ -58,7 +62,28 @@ impl Metrics {
         for (name, kind, help, value) in [
             ("writes_total", "counter", "Writes that stand; only the root counts them.", self.writes.get()),
             ("fetches_sent_total", "counter", "Fetches sent to ancestors.", self.fetches_sent.get()),
+            ("grants_total", "counter", "Leases granted to other nodes.", self.grants.get()),
+            ("invalidations_sent_total", "counter", "Invalidations sent to holders.", self.invalidations_sent.get()),
+            (
+                "invalidations_received_total",
+                "counter",
+                "Invalidations that came from above.",
+                self.invalidations_received.get(),
+            ),
+            (
+                "silent_holder_waits_total",
+                "counter",
+                "Times that a holder was waited for until its record ran out.",
+                self.silent_holder_waits.get(),
+            ),
             ("entries", "gauge", "Keys at the root.", gauges.entries as u64),
+            ("copies", "gauge", "Copies, ended ones that were not swept yet among them.", gauges.copies as u64),
+            (
+                "holders",
+                "gauge",
+                "Records of holders, ended ones that were not swept yet among them.",
+                gauges.holders as u64,
+            ),
             ("bytes", "gauge", "What all that is held counts.", gauges.bytes as u64),
             ("threads", "gauge", "Threads of the process; 0 where they cannot be counted.", threads()),
         ] {

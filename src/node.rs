@@ -3,16 +3,22 @@
 //! Invariant: no lock is held across a call to another node, and none is taken inside another.
 //! Left out: HTTP (`api.rs` speaks it) and how a node gets its place (`join.rs`).
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, mpsc};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::error::Error;
-use crate::metrics::{Gauges, Metrics};
+use crate::holders::{Holder, Record};
+use crate::metrics::Metrics;
 use crate::peer::{CallError, Peer, RawAnswer};
-use crate::store::{Store, Value};
-use crate::tree::{ChildTable, Member, NodeRef, Place};
+use crate::pool::Pool;
+use crate::store::{Answered, Gauges, Reading, Step, Store, StoreFull, Turn, Write};
+use crate::tree::{ALIVE, ChildTable, Member, NodeRef, Place};
+use crate::value::Value;
 
 /// What a read may take in all.
 pub const READ_LIMIT: Duration = Duration::from_secs(5);
@@ -25,6 +31,12 @@ const WRITE_SLACK: Duration = Duration::from_secs(1);
 
 /// What asking the root for its child table may take.
 const NODES_LIMIT: Duration = Duration::from_secs(2);
+
+/// Between two attempts to tell a holder that gave no answer.
+const REPEAT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Between two sweeps.
+const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
 /// One node of the tree.
 pub struct Node {
@@ -40,8 +52,12 @@ pub struct Node {
     pub peer: Peer,
     /// What it counts.
     pub metrics: Metrics,
+    /// Threads that invalidate.
+    pool: Arc<Pool>,
     /// Guards all that is held.
-    store: Mutex<Store>,
+    store: Mutex<Store<Thread>>,
+    /// Guards which ancestors did not answer lately, by URL, and until when they are not asked.
+    passed_over: Mutex<HashMap<String, Instant>>,
     /// Guards who has which position; only the root's is ever used.
     table: Mutex<ChildTable>,
     /// Guards where this node stands and how long copies live; only the root does without.
@@ -57,94 +73,140 @@ pub struct Joined {
     pub lease: Duration,
 }
 
-/// A change of one key.
-pub enum Write {
-    /// Put this value in place.
-    Put(Value),
-    /// Remove the entry.
-    Delete,
+/// What answered a read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The root's own entry.
+    Entry,
+    /// A copy that was here.
+    Copy,
+    /// An ancestor.
+    Fetch,
 }
 
 impl Node {
     /// A node that listens on `port` and has no place yet, unless it is the root.
     #[must_use]
-    pub fn new(config: Config, port: u16) -> Self {
+    pub fn new(config: Config, port: u16, pool: Arc<Pool>) -> Self {
+        let started = Instant::now();
         let myself = NodeRef { name: config.node_name(), url: config.url_at(port) };
         // Random keys of a hasher are the standard library's only source of randomness. 53 bits, so
         // that a reader of JSON that knows only floating point keeps the number whole.
         let run = RandomState::new().hash_one(std::process::id()) >> 11;
+        let mut store = Store::new(config.max_store_bytes, config.lease);
+        if config.tree_depth > 1 {
+            // Rule 8: nodes that outlived a former root come back within this time, and say so.
+            store.be_quiet_until(started + ALIVE);
+        }
         let root = Member { id: config.node_id, run, url: myself.url.clone(), heard: None };
         Self {
             peer: Peer::new(config.token.as_deref()),
             metrics: Metrics::default(),
-            store: Mutex::new(Store::new(config.max_store_bytes)),
+            store: Mutex::new(store),
+            passed_over: Mutex::default(),
+            pool,
             table: Mutex::new(ChildTable::new(config.tree_depth, root)),
             joined: RwLock::new(None),
-            started: Instant::now(),
+            started,
             config,
             myself,
             run,
         }
     }
 
-    /// Reads a key and counts what answered; see [`Node::read`].
-    ///
-    /// # Errors
-    /// No ancestor answered in time, or this node has no place yet.
-    pub fn read_for_client(&self, key: &str, deadline: Instant) -> Result<Option<Value>, Error> {
-        let result = self.read(key, deadline);
-        match &result {
-            Ok(Some(_)) if self.config.is_root() => self.metrics.reads_from_entry.count(),
-            Ok(Some(_)) => self.metrics.reads_from_fetch.count(),
-            _ => self.metrics.reads_from_none.count(),
-        }
-        result
-    }
+    // -- the walk up ---------------------------------------------------------------------------
 
-    /// Reads a key; `None` if there is no such key. It ends soon after `deadline`, whatever happens.
+    /// Reads a key, for a client or for another node that becomes its `holder`. It ends soon after
+    /// `deadline`, whatever happens.
     ///
     /// # Errors
     /// No ancestor answered in time, or this node has no place yet.
-    pub fn read(&self, key: &str, deadline: Instant) -> Result<Option<Value>, Error> {
+    pub fn read(&self, key: &str, holder: Option<&Holder>, deadline: Instant) -> Result<(Answered, Source), Error> {
         if self.config.is_root() {
-            return Ok(self.store().get(key));
+            let (mut store, now) = (self.store(), Instant::now());
+            let answered = match holder {
+                Some(holder) => store.grant_entry(key, holder, now),
+                None => Answered { value: store.read_entry(key, now), lease: Duration::ZERO },
+            };
+            return Ok((answered, Source::Entry));
         }
-        self.fetch(key, deadline)
+        let mut reading = Reading::default();
+        loop {
+            let now = Instant::now();
+            let step = self.store().step_read(&mut reading, key, holder, &thread::current(), now);
+            match step {
+                Step::Hit(answered) => return Ok((answered, Source::Copy)),
+                Step::Shared(answered) => return Ok((answered, Source::Fetch)),
+                Step::Fetch(number) => {
+                    return self.fetch(key, number, holder, deadline).map(|answered| (answered, Source::Fetch));
+                }
+                Step::Wait if now >= deadline => {
+                    return Err(Error::NoAncestor { key: key.to_owned(), causes: Vec::new() });
+                }
+                Step::Wait => thread::park_timeout(deadline - now),
+            }
+        }
     }
 
-    /// Asks the ancestors, nearest first, until one answers.
-    fn fetch(&self, key: &str, deadline: Instant) -> Result<Option<Value>, Error> {
-        let place = self.joined()?.place;
+    fn fetch(&self, key: &str, number: u64, holder: Option<&Holder>, deadline: Instant) -> Result<Answered, Error> {
+        // A fetch that was never ended would make every later reader of its key wait for it.
+        let result = catch_unwind(AssertUnwindSafe(|| self.ask_ancestors(key, deadline)));
+        let (fetched, error) = match result {
+            Ok(Ok(fetched)) => (Some(fetched), None),
+            Ok(Err(error)) => (None, Some(error)),
+            Err(_) => (None, None),
+        };
+        let (answered, waiting) = self.store().end_fetch(key, number, fetched, holder, Instant::now());
+        waiting.iter().for_each(Thread::unpark);
+        answered.ok_or_else(|| error.unwrap_or_else(|| Error::NoAncestor { key: key.to_owned(), causes: Vec::new() }))
+    }
+
+    /// Asks the ancestors, nearest first, until one answers; says when that one was asked.
+    fn ask_ancestors(&self, key: &str, deadline: Instant) -> Result<(Answered, Instant), Error> {
+        let Joined { place, lease } = self.joined()?;
         let mut causes = Vec::new();
         for (steps, ancestor) in place.ancestors.iter().enumerate() {
-            let left = deadline.saturating_duration_since(Instant::now());
             let is_root = steps + 1 == place.ancestors.len();
+            let asked = Instant::now();
+            let left = deadline.saturating_duration_since(asked);
             let limit = if is_root { left } else { left / 2 };
             let wait = if is_root { left } else { limit.saturating_sub(ANSWER_TIME) };
-            if wait < ANSWER_TIME {
+            if wait < ANSWER_TIME || (!is_root && self.is_passed_over(&ancestor.url, asked)) {
                 continue;
             }
             self.metrics.fetches_sent.count();
-            match self.peer.fetch_copy(ancestor, key, (&self.myself, self.run), wait, limit) {
-                Ok(value) => return Ok(value),
-                Err(cause) => causes.push((format!("{} at {}", ancestor.name, ancestor.url), cause)),
+            let cause = match self.peer.fetch_copy(ancestor, key, (&self.myself, self.run), wait, limit) {
+                Ok(answered) => return Ok((answered, asked)),
+                Err(cause) => cause,
+            };
+            if !matches!(cause, CallError::Refused { .. }) {
+                // It costs one reader its time limit, and not every reader after it.
+                self.passed_over().insert(ancestor.url.clone(), Instant::now() + lease);
             }
+            causes.push((format!("{} at {}", ancestor.name, ancestor.url), cause));
         }
         Err(Error::NoAncestor { key: key.to_owned(), causes })
     }
 
-    /// Changes a key at the root.
+    fn is_passed_over(&self, url: &str, now: Instant) -> bool {
+        let mut passed_over = self.passed_over();
+        passed_over.retain(|_, until| now < *until);
+        passed_over.contains_key(url)
+    }
+
+    // -- the write -----------------------------------------------------------------------------
+
+    /// Changes a key at the root: invalidates first, then puts the change in place (rule 4).
     ///
     /// # Errors
-    /// There is no room, and nothing has changed; or this node is not the root.
-    pub fn write(&self, key: &str, write: Write) -> Result<(), Error> {
+    /// There is no room, and the old value stands; or this node is not the root.
+    pub fn write(self: &Arc<Self>, key: &str, change: Write) -> Result<(), Error> {
         self.expect_root()?;
-        let mut store = self.store();
-        match write {
-            Write::Put(value) => store.put(key, value)?,
-            Write::Delete => store.delete(key),
-        }
-        drop(store);
+        let mut turn =
+            WriteTurn { node: self, key, ticket: self.store().queue_write(key, thread::current()), over: false };
+        let holders = turn.wait();
+        self.invalidate_holders(key, holders);
+        turn.finish(Some(change))?;
         self.metrics.writes.count();
         Ok(())
     }
@@ -164,18 +226,99 @@ impl Node {
         })
     }
 
-    /// Some of what this node holds, at most `limit` keys.
+    // -- the walk down -------------------------------------------------------------------------
+
+    /// Makes sure that this node and all below it hold no copy of `key` (rule 5).
+    ///
+    /// # Errors
+    /// It is meant for another run (rule 8), or this node is the root or has no place yet.
+    pub fn invalidate(self: &Arc<Self>, key: &str, run: u64) -> Result<(), Error> {
+        self.metrics.invalidations_received.count();
+        if run != self.run || self.config.is_root() {
+            return Err(Error::WrongRun { name: self.myself.name.clone() });
+        }
+        let holders = self.store().invalidate(key, Instant::now());
+        self.invalidate_holders(key, holders);
+        Ok(())
+    }
+
+    /// Tells all these holders at the same time, and returns when each has acknowledged or its record
+    /// has run out. It waits by the clock: a call may return later, and its answer counts for nothing then.
+    fn invalidate_holders(self: &Arc<Self>, key: &str, mut waiting: Vec<Record>) {
+        let (sender, acknowledged) = mpsc::channel();
+        for record in waiting.clone() {
+            let (node, told_key, sender) = (Arc::clone(self), key.to_owned(), sender.clone());
+            let tell = move || {
+                if node.tell_holder(&told_key, &record) {
+                    // Nobody listens any more once the record has run out.
+                    let _ = sender.send(record);
+                }
+            };
+            if let Err(error) = self.pool.run(Box::new(tell)) {
+                log::error!("could not start a thread to invalidate {key:?}: {error}");
+            }
+        }
+        // So that the channel closes when all have been told.
+        drop(sender);
+        let left = |waiting: &[Record]| {
+            let last_end = waiting.iter().map(|record| record.ends).max();
+            last_end.map(|end| end.saturating_duration_since(Instant::now()))
+        };
+        while let Some(Ok(record)) = left(&waiting).map(|left| acknowledged.recv_timeout(left)) {
+            self.store().acknowledge(key, &record);
+            waiting.retain(|other| other.holder != record.holder);
+        }
+        // Rule 6: who did not acknowledge holds its copy until its record has run out.
+        let Some(left) = left(&waiting) else { return };
+        self.metrics.silent_holder_waits.count();
+        thread::sleep(left);
+        for record in waiting {
+            log::info!("waited for {} to let go of {key:?}", record.holder.url);
+            self.store().note_silence(&record, Instant::now());
+        }
+    }
+
+    /// Tells one holder until it answers, or until its record has run out; whether it acknowledged.
+    fn tell_holder(&self, key: &str, record: &Record) -> bool {
+        loop {
+            let left = record.ends.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            self.metrics.invalidations_sent.count();
+            match self.peer.invalidate_copy(&record.holder, key, left) {
+                Ok(()) => return true,
+                Err(CallError::Refused { .. }) => return false,
+                Err(_) => thread::sleep(left.min(REPEAT_PAUSE)),
+            }
+        }
+    }
+
+    // -- looking and sweeping ------------------------------------------------------------------
+
+    /// Some of what can be read here without asking anybody, at most `limit` keys.
     #[must_use]
     pub fn list(&self, limit: usize) -> Vec<(String, Value)> {
-        self.store().iter().take(limit).map(|(key, value)| (key.to_owned(), value.clone())).collect()
+        let now = Instant::now();
+        self.store().list(now).take(limit).map(|(key, value)| (key.to_owned(), value.clone())).collect()
     }
 
     /// How much this node holds.
     #[must_use]
     pub fn gauges(&self) -> Gauges {
-        let store = self.store();
-        Gauges { entries: store.entries(), bytes: store.bytes() }
+        self.store().gauges()
     }
+
+    /// Drops what has ended, once a second, for ever.
+    pub fn keep_swept(&self) {
+        loop {
+            thread::sleep(SWEEP_PAUSE);
+            // The lock is free between two slices.
+            while self.store().sweep(Instant::now()) {}
+        }
+    }
+
+    // -- the place -----------------------------------------------------------------------------
 
     /// Where this node stands; `None` before it has joined.
     #[must_use]
@@ -186,8 +329,15 @@ impl Node {
         self.joined.read().expect("nothing panics under this lock").as_ref().map(|joined| Arc::clone(&joined.place))
     }
 
+    /// Whether this node has its place.
+    #[must_use]
+    pub fn is_joined(&self) -> bool {
+        self.config.is_root() || self.joined().is_ok()
+    }
+
     /// Takes the place that the root gave.
     pub fn take_place(&self, joined: Joined) {
+        self.store().set_lease(joined.lease);
         *self.joined.write().expect("nothing panics under this lock") = Some(joined);
     }
 
@@ -196,10 +346,10 @@ impl Node {
         self.table.lock().expect("nothing panics under this lock")
     }
 
-    /// A copy's life, for the nodes that join here.
-    #[must_use]
-    pub fn lease_ms(&self) -> u64 {
-        u64::try_from(self.config.lease.as_millis()).expect("a lease is at most an hour")
+    /// Lets no write finish before one lease and a tenth after the start (rule 8): a node may hold a copy
+    /// that a former run of this root granted.
+    pub fn expect_former_holders(&self) {
+        self.store().be_quiet_until(self.started + self.config.lease * 11 / 10);
     }
 
     /// Refuses what only the root may do.
@@ -218,7 +368,52 @@ impl Node {
         self.joined.read().expect("nothing panics under this lock").clone().ok_or(Error::NotJoined)
     }
 
-    fn store(&self) -> MutexGuard<'_, Store> {
+    fn store(&self) -> MutexGuard<'_, Store<Thread>> {
         self.store.lock().expect("nothing panics under this lock")
+    }
+
+    fn passed_over(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.passed_over.lock().expect("nothing panics under this lock")
+    }
+}
+
+/// A writer in the queue of its key; dropped, it leaves the queue, so that a panic stops nobody else.
+struct WriteTurn<'a> {
+    node: &'a Node,
+    key: &'a str,
+    ticket: u64,
+    over: bool,
+}
+
+impl WriteTurn<'_> {
+    /// Waits for its turn, and returns the holders that must be invalidated. Whoever is before it ends:
+    /// no writer waits longer than the longest record.
+    fn wait(&self) -> Vec<Record> {
+        loop {
+            let now = Instant::now();
+            let turn = self.node.store().take_turn(self.key, self.ticket, now);
+            match turn {
+                Turn::Go(holders) => return holders,
+                Turn::NotBefore(then) => thread::park_timeout(then - now),
+                Turn::Wait => thread::park_timeout(READ_LIMIT),
+            }
+        }
+    }
+
+    fn finish(&mut self, change: Option<Write>) -> Result<(), StoreFull> {
+        self.over = true;
+        let (result, next) = self.node.store().finish_write(self.key, self.ticket, change, Instant::now());
+        if let Some(next) = next {
+            next.unpark();
+        }
+        result
+    }
+}
+
+impl Drop for WriteTurn<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            let _ = self.finish(None);
+        }
     }
 }

@@ -18,9 +18,11 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Timeout};
 
+use crate::holders::Holder;
 use crate::key;
-use crate::store::Value;
+use crate::store::Answered;
 use crate::tree::{NodeRef, Place};
+use crate::value::Value;
 
 /// A connection that is not open after this time will not be.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
@@ -168,7 +170,7 @@ impl Peer {
         holder: (&NodeRef, u64),
         wait: Duration,
         limit: Duration,
-    ) -> Result<Option<Value>, CallError> {
+    ) -> Result<Answered, CallError> {
         let (NodeRef { name, url }, run) = holder;
         let (key, holder_url) = (key::encode(key), key::encode(url));
         let target = format!(
@@ -178,10 +180,22 @@ impl Peer {
         );
         let answer = self.call(Call::get(&target, limit))?;
         if answer.status == 404 && answer.detail() == KEY_NOT_FOUND {
-            return Ok(None);
+            return Ok(Answered { value: None, lease: Duration::ZERO });
         }
         let copy: CopyAnswer = answer.expect_json()?;
-        Ok(Some(Value::from_raw(copy.value)))
+        Ok(Answered { value: Some(Value::from_raw(copy.value)), lease: Duration::from_millis(copy.lease_ms) })
+    }
+
+    /// Tells a holder that its copy, and those below it, must go.
+    ///
+    /// # Errors
+    /// Anything but its acknowledgement, which names its run: a stranger on a reused port says 200 to anything.
+    pub fn invalidate_copy(&self, holder: &Holder, key: &str, limit: Duration) -> Result<(), CallError> {
+        let url = format!("{}/copies/{}?run={}", holder.url, key::encode(key), holder.run);
+        let answer = self.call(Call { method: Method::DELETE, ..Call::get(&url, limit) })?;
+        let Acknowledgement { run } = answer.expect_json()?;
+        let refused = || CallError::Refused { status: answer.status, detail: answer.detail() };
+        if run == holder.run { Ok(()) } else { Err(refused()) }
     }
 
     /// Passes a request on to the root as it came to the node `via`.
@@ -263,8 +277,14 @@ struct Description {
 
 #[derive(Deserialize)]
 struct CopyAnswer<'a> {
+    lease_ms: u64,
     #[serde(borrow)]
     value: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct Acknowledgement {
+    run: u64,
 }
 
 #[derive(Deserialize)]
