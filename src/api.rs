@@ -100,7 +100,7 @@ fn route(method: &str, target: &str) -> Result<Call, Error> {
             match method {
                 "GET" => Ok(Call::Fetch {
                     key: key?,
-                    holder: Holder { url: read_url(query)?, run: read_number(query, "run")? },
+                    holder: Holder { name: read_name(query)?, url: read_url(query)?, run: read_number(query, "run")? },
                     wait: Duration::from_millis(read_number(query, "wait_ms")?),
                 }),
                 "DELETE" => Ok(Call::Invalidate { key: key?, run: read_number(query, "run")? }),
@@ -129,6 +129,14 @@ fn read_parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
 fn read_number(query: &str, name: &str) -> Result<u64, Error> {
     let text = read_parameter(query, name).unwrap_or_default();
     text.parse().map_err(|_| Error::BadQuery(format!("{name}={text:?} is not a whole number")))
+}
+
+fn read_name(query: &str) -> Result<String, Error> {
+    let name = read_parameter(query, "holder").unwrap_or_default();
+    let is_name = name.strip_prefix("NODE-").is_some_and(|id| id.parse::<u32>().is_ok());
+    is_name
+        .then(|| name.to_owned())
+        .ok_or_else(|| Error::BadQuery(format!("holder={name:?} is not the name of a node")))
 }
 
 fn read_url(query: &str) -> Result<String, Error> {

@@ -273,7 +273,7 @@ impl Node {
         self.metrics.silent_holder_waits.count();
         thread::sleep(left);
         for record in waiting {
-            log::info!("waited for {} to let go of {key:?}", record.holder.url);
+            log::info!("waited for {} at {} to let go of {key:?}", record.holder.name, record.holder.url);
             self.store().note_silence(&record, Instant::now());
         }
     }

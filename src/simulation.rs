@@ -301,7 +301,7 @@ impl World {
     }
 
     async fn ask_ancestors(self: &Rc<Self>, number: usize, deadline: Duration) -> Option<(Answered, Instant)> {
-        let holder = Holder { url: number.to_string(), run: self.nodes[number].life.get() };
+        let holder = Holder { name: String::new(), url: number.to_string(), run: self.nodes[number].life.get() };
         for ancestor in ANCESTORS[number] {
             let left = deadline.saturating_sub(self.now.get());
             let limit = if *ancestor == 0 { left } else { left / 2 };
