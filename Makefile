@@ -1,4 +1,4 @@
-.PHONY: help local test check
+.PHONY: help local test soak bench check
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -9,6 +9,12 @@ local: ## build, and run the whole tree as processes of this machine (no Docker)
 
 test: ## all tests
 	cargo test --locked
+
+soak: ## clients on all nodes while nodes are killed and paused, for SOAK_SECONDS (60)
+	SOAK_SECONDS=$(or $(SOAK_SECONDS),60) cargo test --locked --release --test black_box coherence -- --nocapture
+
+bench: ## throughput beside the bare server, messages, memory (needs wrk)
+	cargo bench --locked --bench bench
 
 check: ## what CI runs: format, lints, documentation, tests
 	cargo fmt --check
