@@ -17,7 +17,7 @@ use crate::holders::Holder;
 use crate::join;
 use crate::key;
 use crate::node::{Node, READ_LIMIT, Source};
-use crate::peer::RawAnswer;
+use crate::peer::{JoinRequest, RawAnswer};
 use crate::server::{Answer, Incoming};
 use crate::store::{Answered, Write};
 use crate::tree::{self, NodeRef};
@@ -346,7 +346,11 @@ fn metrics(node: &Node) -> Answer {
 // -- for nodes ---------------------------------------------------------------------------------
 
 fn join_node(node: &Node, body: &[u8]) -> Result<Answer, Error> {
-    join::admit(node, read_object(body)?).map(|answer| answer_json(&answer))
+    let join: JoinRequest = read_object(body)?;
+    if base_url(&join.url).as_ref() != Some(&join.url) {
+        return Err(Error::BadBody(format!("url={:?} is not a URL of the form http://host:port", join.url)));
+    }
+    join::admit(node, join).map(|answer| answer_json(&answer))
 }
 
 fn fetch(node: &Node, key: &str, holder: &Holder, wait: Duration) -> Result<Answer, Error> {

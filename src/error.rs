@@ -97,6 +97,9 @@ impl fmt::Display for Error {
             Self::NotJoined => write!(f, "not joined yet"),
             Self::NoAncestor { key, causes } => {
                 write!(f, "could not fetch {key:?}")?;
+                if causes.is_empty() {
+                    return write!(f, ": no ancestor answered in time");
+                }
                 for (position, (ancestor, cause)) in causes.iter().enumerate() {
                     write!(f, "{} from {ancestor}: {cause}", if position == 0 { "" } else { ";" })?;
                 }

@@ -179,7 +179,7 @@ impl Node {
                 Ok(answered) => return Ok((answered, asked)),
                 Err(cause) => cause,
             };
-            if !matches!(cause, CallError::Refused { .. }) {
+            if !is_root && !matches!(cause, CallError::Refused { .. }) {
                 // It costs one reader its time limit, and not every reader after it.
                 self.passed_over().insert(ancestor.url.clone(), Instant::now() + lease);
             }
