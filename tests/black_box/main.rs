@@ -1,0 +1,9 @@
+//! Black-box tests: real processes, real sockets, and nothing known but what is promised to users.
+//!
+//! One binary, so that it is linked once. Every test starts its own nodes, on ports of their own: all
+//! may run at once and in any order, beside a tree that somebody uses.
+
+mod client;
+mod harness;
+mod process;
+mod tree;

@@ -1,0 +1,175 @@
+//! Processes that are watched while they live and gone when the test is.
+//!
+//! Nothing here sleeps for a fixed time: whatever is waited for is polled, with a deadline, and a
+//! process that was to live is looked at meanwhile, so that its own last words are the test's failure.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// The program under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tree-cache");
+
+/// How long a process may take to start or to end; generous, for the machine may be busy.
+pub const PROCESS_LIMIT: Duration = Duration::from_secs(20);
+
+/// The variables that the program reads: the caller's own must not leak into a test.
+const VARIABLES: [&str; 14] = [
+    "TREE_DEPTH",
+    "API_PORT",
+    "ROOT_NODE_ID",
+    "NODE_ID",
+    "BIND_ADDR",
+    "NODE_URL",
+    "ROOT_URL",
+    "ZOOKEEPER",
+    "LEASE_SECONDS",
+    "MAX_VALUE_BYTES",
+    "MAX_STORE_BYTES",
+    "TREE_TOKEN",
+    "STARTUP_DELAY",
+    "RUST_LOG",
+];
+
+/// Environment variables and their values.
+pub type Env<'a> = &'a [(&'a str, &'a str)];
+
+/// Polls `holds` until it does.
+pub fn poll_until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The first of `count` free ports in a row, no two callers the same. They lie below those that the kernel
+/// gives to outgoing connections: so a port is still free when its node is killed and started again.
+pub fn free_ports(count: u16) -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Two suites that run at once begin at different places.
+    let offset = u16::try_from(std::process::id() % 180 * 100).expect("at most 17,900");
+    loop {
+        let first = 12_000 + (offset + NEXT.fetch_add(count, Ordering::Relaxed)) % 18_000;
+        if (first..first + count).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
+            return first;
+        }
+    }
+}
+
+/// A process whose output is collected; killed and reaped when dropped.
+pub struct Process {
+    child: Child,
+    stdout: Pipe,
+    stderr: Pipe,
+}
+
+/// What has come out of a pipe so far, and the thread that reads it: the pipe stays open until the process ends.
+struct Pipe {
+    text: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Pipe {
+    fn new(source: impl Read + Send + 'static) -> Self {
+        let text = Arc::<Mutex<String>>::default();
+        let sink = Arc::clone(&text);
+        let reader = thread::spawn(move || {
+            for line in BufReader::new(source).split(b'\n').map_while(Result::ok) {
+                let mut text = sink.lock().expect("no reader panics");
+                text.extend([&*String::from_utf8_lossy(&line), "\n"]);
+            }
+        });
+        Self { text, reader: Some(reader) }
+    }
+
+    fn text(&self) -> String {
+        self.text.lock().expect("no reader panics").clone()
+    }
+}
+
+impl Process {
+    /// Starts the program.
+    pub fn spawn(arguments: &[&str], env: Env) -> Self {
+        Self::spawn_command(Command::new(PROGRAM).args(arguments), env)
+    }
+
+    /// Starts any command.
+    pub fn spawn_command(command: &mut Command, env: Env) -> Self {
+        for variable in VARIABLES {
+            command.env_remove(variable);
+        }
+        command.envs(env.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program can be started");
+        let stdout = Pipe::new(child.stdout.take().expect("it is piped"));
+        let stderr = Pipe::new(child.stderr.take().expect("it is piped"));
+        Self { child, stdout, stderr }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has printed so far.
+    pub fn printed(&self) -> String {
+        self.stdout.text()
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.stderr.text()
+    }
+
+    /// Fails the test if the process has ended.
+    pub fn expect_alive(&mut self) {
+        if let Some(status) = self.child.try_wait().expect("it is our child") {
+            panic!("ended with {status}: {}", self.log());
+        }
+    }
+
+    /// Waits until the process has printed `text`, and returns all that it has printed.
+    pub fn wait_for_output(&mut self, text: &str) -> String {
+        poll_until(PROCESS_LIMIT, &format!("the output {text:?}"), || {
+            self.expect_alive();
+            self.printed().contains(text)
+        });
+        self.printed()
+    }
+
+    /// Waits for the end: its exit code, what it printed, what it logged.
+    pub fn wait_for_end(&mut self, limit: Duration) -> (Option<i32>, String, String) {
+        let mut status = None;
+        poll_until(limit, "the end of the process", || {
+            status = self.child.try_wait().expect("it is our child");
+            status.is_some()
+        });
+        for reader in [&mut self.stdout, &mut self.stderr].into_iter().filter_map(|pipe| pipe.reader.take()) {
+            reader.join().expect("no reader panics");
+        }
+        (status.and_then(|status| status.code()), self.printed(), self.log())
+    }
+
+    /// Sends a signal by its name, such as `STOP`. The command spares us unsafe code.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.id().to_string()]).status();
+        assert!(status.expect("kill can be started").success(), "kill -{name}");
+    }
+
+    /// Ends the process without warning.
+    pub fn kill(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
