@@ -1,5 +1,7 @@
-//! A client that speaks proper HTTP.
+//! Two clients: one that speaks proper HTTP, and a connection on which anything can be sent.
 
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use crate::process::Env;
@@ -70,4 +72,56 @@ pub fn try_call(method: &str, url: &str, headers: Env, body: &[u8]) -> Result<An
     };
     let headers = response.headers().iter().map(header).collect();
     Ok(Answer { status: response.status().as_u16(), headers, body: response.body_mut().read_to_vec()? })
+}
+
+/// A connection on which anything can be sent.
+pub struct Raw(BufReader<TcpStream>);
+
+impl Raw {
+    /// Connects to a node.
+    pub fn connect(port: u16) -> io::Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(CALL_LIMIT))?;
+        stream.set_write_timeout(Some(CALL_LIMIT))?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    /// Sends bytes as they are.
+    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.get_mut().write_all(bytes)
+    }
+
+    /// Says that nothing more will be sent.
+    pub fn end_sending(&self) -> io::Result<()> {
+        self.0.get_ref().shutdown(Shutdown::Write)
+    }
+
+    /// Reads one answer that has a `Content-Length`; a `100 Continue` before it is passed over.
+    pub fn read_answer(&mut self) -> io::Result<Answer> {
+        let mut lines = Vec::new();
+        loop {
+            let mut line = String::new();
+            self.0.read_line(&mut line)?;
+            match line.trim_end() {
+                "" if lines.first().is_some_and(|line: &String| line.starts_with("HTTP/1.1 100 ")) => lines.clear(),
+                "" if lines.is_empty() => return Err(io::ErrorKind::UnexpectedEof.into()),
+                "" => break,
+                line => lines.push(line.to_owned()),
+            }
+        }
+        let status = lines[0].split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status line");
+        let header = |line: &String| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned()));
+        let mut answer = Answer { status, headers: lines[1..].iter().filter_map(header).collect(), body: Vec::new() };
+        let length = answer.header("content-length").and_then(|length| length.parse().ok()).expect("a Content-Length");
+        answer.body = vec![0; length];
+        self.0.read_exact(&mut answer.body)?;
+        Ok(answer)
+    }
+}
+
+/// Sends bytes on a connection of their own and reads one answer.
+pub fn raw_call(port: u16, request: &[u8]) -> Answer {
+    let mut raw = Raw::connect(port).expect("the node accepts connections");
+    raw.send(request).expect("the node takes the request");
+    raw.read_answer().expect("the node answers")
 }

@@ -25,6 +25,12 @@ impl Node {
         Self::wait_for_place(process, env)
     }
 
+    /// A root of the smallest tree. It has nobody to wait for; that of a larger one finishes no write in its
+    /// first seconds, for nodes of its former self might still hold copies.
+    pub fn alone() -> Self {
+        Self::start(&[("TREE_DEPTH", "1")])
+    }
+
     /// Waits for the line that a node prints once it has its place.
     pub fn wait_for_place(mut process: Process, env: Env) -> Self {
         let printed = process.wait_for_output("\n");
@@ -66,6 +72,11 @@ impl Node {
     /// `PUT /store/{key}` with that value; the key as it stands in the path.
     pub fn put(&self, key: &str, value: &str) -> Answer {
         self.call("PUT", &format!("/store/{key}"), format!(r#"{{"value":{value}}}"#).as_bytes())
+    }
+
+    /// `DELETE /store/{key}`.
+    pub fn delete(&self, key: &str) -> Answer {
+        self.call("DELETE", &format!("/store/{key}"), b"")
     }
 
     /// Any request, with a body if it is not empty.

@@ -3,6 +3,7 @@
 //! One binary, so that it is linked once. Every test starts its own nodes, on ports of their own: all
 //! may run at once and in any order, beside a tree that somebody uses.
 
+mod api;
 mod client;
 mod harness;
 mod process;

@@ -1,0 +1,462 @@
+//! Every row of the HTTP tables, at the root and at a leaf.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::client::{Raw, raw_call};
+use crate::harness::{Node, Tree, poll_until};
+
+const JSON: Option<&str> = Some("application/json");
+
+#[test]
+fn a_value_written_at_one_leaf_is_read_at_every_node_and_gone_after_its_delete() {
+    let tree = Tree::start(2, &[]);
+    let put = tree.node(2).put("colour", r#""teal""#);
+    put.expect(200, r#"{"key":"colour","value":"teal"}"#);
+    assert_eq!(put.header("content-type"), JSON);
+    for node in &tree.nodes {
+        let answer = node.get("/store/colour");
+        answer.expect(200, r#"{"value":"teal"}"#);
+        assert_eq!(answer.header("content-type"), JSON);
+    }
+    // The path that was taken: the root alone wrote, and the leaf asked for what it did not have.
+    assert_eq!(tree.root().metric("writes_total"), 1);
+    assert_eq!(tree.root().metric(r#"reads_total{from="entry"}"#), 1);
+    assert_eq!(tree.leaf().metric(r#"reads_total{from="fetch"}"#), 1);
+    assert_eq!(tree.leaf().metric("fetches_sent_total"), 1);
+    assert_eq!(tree.leaf().metric("writes_total"), 0);
+
+    tree.leaf().delete("colour").expect(200, r#"{"key":"colour"}"#);
+    for node in &tree.nodes {
+        node.get("/store/colour").expect_error(404, "Key not found");
+        assert_eq!(node.metric(r#"reads_total{from="none"}"#), 1);
+        // Whether or not it was there, it is gone now.
+        let answer = node.delete("colour");
+        answer.expect(200, r#"{"key":"colour"}"#);
+        assert_eq!(answer.header("content-type"), JSON);
+    }
+}
+
+#[test]
+fn a_read_climbs_from_parent_to_parent() {
+    let tree = Tree::start(3, &[]);
+    tree.root().put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
+    tree.node(7).get("/store/k").expect(200, r#"{"value":1}"#);
+    let fetches = |id| tree.node(id).metric("fetches_sent_total");
+    assert_eq!([7, 3, 1, 2, 4, 5, 6].map(fetches), [1, 1, 0, 0, 0, 0, 0]);
+    assert_eq!(tree.node(3).metric(r#"reads_total{from="fetch"}"#), 0, "NODE-3 served a node, not a client");
+}
+
+#[test]
+fn values_come_back_byte_for_byte() {
+    let tree = Tree::start(2, &[]);
+    for (number, value) in [
+        "123456789012345678901234567890",
+        "1e400",
+        "-0.10e-0",
+        r#""\u0000""#,
+        r#""\ud83c\udf33 žluťoučký 木""#,
+        r#"{ "a" :  [1,2 , {"b":null}],"a":2 }"#,
+        "null",
+        "true",
+        "[]",
+        r#""""#,
+    ]
+    .iter()
+    .enumerate()
+    {
+        let key = format!("value-{number}");
+        tree.node(2).put(&key, value).expect(200, &format!(r#"{{"key":"{key}","value":{value}}}"#));
+        for node in [tree.leaf(), tree.root()] {
+            node.get(&format!("/store/{key}")).expect(200, &format!(r#"{{"value":{value}}}"#));
+        }
+    }
+}
+
+#[test]
+fn spaces_around_a_value_are_not_its_own_and_unknown_fields_are_ignored() {
+    let root = Node::alone();
+    let body = b" \n{ \"other\" : [1] , \"value\" :  { \"a\" : 1 }  , \"more\":2}\r\n";
+    root.call("PUT", "/store/k", body).expect(200, r#"{"key":"k","value":{ "a" : 1 }}"#);
+    root.get("/store/k").expect(200, r#"{"value":{ "a" : 1 }}"#);
+}
+
+#[test]
+fn any_character_may_stand_in_a_key() {
+    let tree = Tree::start(2, &[]);
+    let longest = "k".repeat(1024);
+    for key in [
+        "a/b",
+        "a b",
+        "a+b",
+        "100%",
+        "%2F",
+        "a\nb",
+        "\0",
+        "žluťoučký kůň",
+        "木構造",
+        "🌳",
+        "?q=1&x#y",
+        ".",
+        "..",
+        "\"\\",
+        &longest,
+    ] {
+        let encoded = key.bytes().map(|byte| format!("%{byte:02X}")).collect::<Vec<_>>().concat();
+        let value = json!({ "of": key }).to_string();
+        let written: Value = tree.node(2).put(&encoded, &value).json();
+        assert_eq!(written, json!({ "key": key, "value": { "of": key } }));
+        tree.node(3).get(&format!("/store/{encoded}")).expect(200, &format!(r#"{{"value":{value}}}"#));
+    }
+    // The same key, however much of it is encoded; a plus sign is a plus sign.
+    tree.node(3).get("/store/a+b").expect(200, r#"{"value":{"of":"a+b"}}"#);
+    tree.node(3).get("/store/a%2bb").expect(200, r#"{"value":{"of":"a+b"}}"#);
+    // One path segment, and no other slash than an encoded one.
+    tree.node(3).get("/store/a/b").expect_error(404, r#"there is no path "/store/a/b""#);
+    assert_eq!(tree.root().metric("entries"), 15);
+}
+
+#[test]
+fn what_is_no_key_is_400_and_says_why() {
+    let tree = Tree::start(2, &[]);
+    let too_long = "k".repeat(1025);
+    for node in [tree.root(), tree.leaf()] {
+        for (key, detail) in [
+            ("", "the key is empty"),
+            (too_long.as_str(), "the key has 1025 bytes; at most 1024 are allowed"),
+            ("%zz", "the key has a % without two hexadecimal digits"),
+            ("a%2", "the key has a % without two hexadecimal digits"),
+            ("%ff", "the key is not UTF-8"),
+        ] {
+            for method in ["GET", "PUT", "DELETE"] {
+                let request =
+                    format!("{method} /store/{key} HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{{\"value\":1}}");
+                raw_call(node.port, request.as_bytes()).expect_error(400, detail);
+            }
+        }
+    }
+}
+
+#[test]
+fn head_is_get_without_its_body() {
+    let tree = Tree::start(2, &[]);
+    tree.root().put("k", "[1,2]").expect(200, r#"{"key":"k","value":[1,2]}"#);
+    for node in [tree.root(), tree.leaf()] {
+        for (path, status) in [("/store/k", 200), ("/store/other", 404), ("/", 200), ("/nodes", 200), ("/store", 200)] {
+            let answer = node.call("HEAD", path, b"");
+            answer.expect(status, "");
+            assert_eq!(answer.header("content-type"), JSON);
+        }
+        assert_eq!(node.call("HEAD", "/store/k", b"").header("content-length"), Some("15"));
+    }
+}
+
+#[test]
+fn a_target_may_be_absolute() {
+    let root = Node::alone();
+    root.put("k", "1");
+    let port = root.port;
+    let get = |target: &str| raw_call(port, format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
+    get("http://somewhere/store/k").expect(200, r#"{"value":1}"#);
+    get("http://somewhere/store/k?x=y").expect(200, r#"{"value":1}"#);
+    assert_eq!(get("http://somewhere").json()["node"], "NODE-1");
+    for target in ["*", "store/k", "//store/k", "/store/k/", "/Store/k", "/copies", "/health"] {
+        get(target).expect_error(404, &format!("there is no path {target:?}"));
+    }
+}
+
+#[test]
+fn another_method_is_405_and_allow_names_the_ones_there_are() {
+    let tree = Tree::start(2, &[]);
+    for node in [tree.root(), tree.leaf()] {
+        for (method, path, allow) in [
+            ("POST", "/store/k", "GET, HEAD, PUT, DELETE"),
+            ("PATCH", "/store/k", "GET, HEAD, PUT, DELETE"),
+            ("BREW", "/store/k", "GET, HEAD, PUT, DELETE"),
+            ("PUT", "/store", "GET, HEAD"),
+            ("DELETE", "/store", "GET, HEAD"),
+            ("POST", "/", "GET, HEAD"),
+            ("DELETE", "/metrics", "GET, HEAD"),
+            ("PUT", "/nodes", "GET, HEAD, POST"),
+        ] {
+            let answer = node.call(method, path, b"");
+            answer.expect_error(405, &format!("the method {method:?} is not one of {allow}"));
+            assert_eq!(answer.header("allow"), Some(allow));
+        }
+        let answer = node.call("PUT", "/copies/k", b"{}");
+        assert_eq!(answer.status, 405);
+        assert!(answer.header("allow").is_some_and(|allow| allow.contains("GET") && !allow.contains("PUT")));
+    }
+}
+
+#[test]
+fn a_body_that_is_not_asked_for_is_422_and_says_what_is_wrong() {
+    let tree = Tree::start(2, &[]);
+    for node in [tree.root(), tree.leaf()] {
+        for (body, named) in [
+            ("", "not a JSON object"),
+            ("[1]", "not a JSON object"),
+            ("7", "not a JSON object"),
+            ("\"value\"", "not a JSON object"),
+            ("{}", "`value`"),
+            ("{\"valeu\":1}", "`value`"),
+            ("{\"value\":}", "line 1 column 10"),
+            ("{\"value\":1", "line 1 column 10"),
+            ("{\"value\":1}x", "line 1 column 12"),
+            ("{\"value\":01}", "line 1 column"),
+            ("{\"value\":1,\"value\":2}", "`value`"),
+        ] {
+            let answer = node.call("PUT", "/store/k", body.as_bytes());
+            assert_eq!(answer.status, 422, "{body}: {}", answer.text());
+            assert!(answer.json()["detail"].as_str().is_some_and(|detail| detail.contains(named)), "{}", answer.text());
+            assert_eq!(answer.header("content-type"), JSON);
+        }
+    }
+    assert_eq!(tree.root().metric("writes_total"), 0);
+    for (body, named) in [("{\"id\":2}", "`run`"), ("{\"id\":\"2\",\"run\":1,\"url\":\"x\"}", "invalid type: string")] {
+        let answer = tree.root().call("POST", "/nodes", body.as_bytes());
+        assert_eq!(answer.status, 422);
+        assert!(answer.json()["detail"].as_str().is_some_and(|detail| detail.contains(named)), "{}", answer.text());
+    }
+}
+
+#[test]
+fn a_body_of_another_content_type_is_read_all_the_same() {
+    let root = Node::alone();
+    for content_type in ["application/x-www-form-urlencoded", "text/plain", "nonsense"] {
+        let answer = root.call_with("PUT", "/store/k", &[("Content-Type", content_type)], br#"{"value":1}"#);
+        answer.expect(200, r#"{"key":"k","value":1}"#);
+    }
+}
+
+#[test]
+fn a_body_over_the_limit_is_413_and_one_at_the_limit_is_kept() {
+    let tree = Tree::start(2, &[("MAX_VALUE_BYTES", "3000")]);
+    let body = |bytes: usize| format!(r#"{{"value":"{}"}}"#, "x".repeat(bytes - r#"{"value":""}"#.len()));
+    for node in [tree.root(), tree.leaf()] {
+        assert_eq!(node.call("PUT", "/store/k", body(3000).as_bytes()).status, 200);
+        let answer = node.call("PUT", "/store/k", body(3001).as_bytes());
+        answer.expect_error(413, "the body has 3001 bytes; at most 3000 are allowed");
+        node.get("/store/k").expect(200, &body(3000));
+    }
+}
+
+#[test]
+fn a_full_store_is_507_and_the_old_value_still_stands() {
+    let tree = Tree::start(2, &[("MAX_STORE_BYTES", "1000")]);
+    tree.root().put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
+    let bytes = tree.root().metric("bytes");
+    for node in [tree.root(), tree.leaf()] {
+        for key in ["k", "other"] {
+            let answer = node.put(key, &format!("\"{}\"", "x".repeat(1000)));
+            assert_eq!(answer.status, 507);
+            let detail = answer.json()["detail"].as_str().map(str::to_owned).expect("a text");
+            assert!(detail.starts_with("the store is full: ") && detail.ends_with(" 1000 are allowed"), "{detail}");
+        }
+        node.get("/store/k").expect(200, r#"{"value":1}"#);
+        node.get("/store/other").expect_error(404, "Key not found");
+    }
+    assert_eq!((tree.root().metric("entries"), tree.root().metric("writes_total")), (1, 1));
+    tree.root().put("k", "2").expect(200, r#"{"key":"k","value":2}"#);
+    tree.root().delete("k");
+    assert!(bytes > 0 && tree.root().metric("entries") == 0);
+}
+
+#[test]
+fn a_body_without_a_length_is_411() {
+    let tree = Tree::start(2, &[]);
+    for node in [tree.root(), tree.leaf()] {
+        for encoding in ["chunked", "identity", "gzip, chunked"] {
+            let request = format!(
+                "PUT /store/k HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: {encoding}\r\n\r\nb\r\n{{\"value\":1}}\r\n0\r\n\r\n"
+            );
+            raw_call(node.port, request.as_bytes()).expect_error(411, "a body needs a Content-Length");
+        }
+    }
+    tree.root().get("/store/k").expect_error(404, "Key not found");
+}
+
+#[test]
+fn a_content_length_that_is_no_number_is_400() {
+    let tree = Tree::start(2, &[]);
+    for node in [tree.root(), tree.leaf()] {
+        for length in ["-1", "abc", "1e3", "18446744073709551616"] {
+            let request = format!("PUT /store/k HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+            let answer = raw_call(node.port, request.as_bytes());
+            answer.expect_error(400, &format!("Content-Length {length:?} is not a number of bytes"));
+        }
+    }
+}
+
+#[test]
+fn a_body_cut_short_is_400_or_closes_the_connection_and_nothing_is_written() {
+    let tree = Tree::start(2, &[]);
+    for node in [tree.root(), tree.leaf()] {
+        for length in [12, 1024, 1025, 100_000] {
+            let mut raw = Raw::connect(node.port).expect("the node accepts connections");
+            let head = format!("PUT /store/k HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{{\"value\":1}}");
+            raw.send(head.as_bytes()).expect("the node takes the request");
+            raw.end_sending().expect("the connection is open");
+            match raw.read_answer() {
+                Ok(answer) => answer.expect_error(400, &format!("the body ended after 11 of {length} bytes")),
+                // Such bodies are read by tiny_http itself, which just closes the connection of a short one.
+                Err(error) => assert!(length <= 1024, "{length}: {error}"),
+            }
+        }
+    }
+    tree.root().get("/store/k").expect_error(404, "Key not found");
+}
+
+#[test]
+fn the_listing_holds_every_entry_up_to_its_limit() {
+    let tree = Tree::start(2, &[]);
+    tree.root().get("/store").expect(200, "{}");
+    for (key, value) in [("a", "1"), ("b%2Fc", "[ 2 ]"), ("%22", "null")] {
+        tree.root().put(key, value);
+    }
+    let answer = tree.root().get("/store");
+    assert_eq!(answer.json(), json!({ "a": 1, "b/c": [2], "\"": null }));
+    assert!(answer.text().contains(r#""b/c":[ 2 ]"#), "values stand as they were sent: {}", answer.text());
+    assert_eq!(answer.header("content-type"), JSON);
+    for (limit, listed) in [("1", 1), ("2", 2), ("3", 3), ("1000", 3)] {
+        let answer = tree.root().get(&format!("/store?limit={limit}"));
+        assert_eq!(answer.json().as_object().map(serde_json::Map::len), Some(listed));
+    }
+    for node in [tree.root(), tree.leaf()] {
+        assert_eq!((node.get("/store").status, node.get("/store").json().is_object()), (200, true));
+        for limit in ["0", "1001", "-1", "x", ""] {
+            let answer = node.get(&format!("/store?limit={limit}"));
+            answer.expect_error(400, &format!("limit={limit:?} is not a whole number from 1 to 1000"));
+        }
+    }
+}
+
+#[test]
+fn a_listing_ends_at_one_mebibyte() {
+    let root = Node::alone();
+    let value = format!("\"{}\"", "x".repeat(400_000));
+    for key in ["a", "b", "c"] {
+        root.put(key, &value);
+    }
+    let answer = root.get("/store");
+    assert_eq!((answer.status, answer.json().as_object().map(serde_json::Map::len)), (200, Some(2)));
+    assert!(answer.body.len() <= 1 << 20);
+}
+
+#[test]
+fn a_node_describes_itself() {
+    let tree = Tree::start(3, &[]);
+    let refer = |id: usize| json!({ "name": format!("NODE-{id}"), "url": tree.node(id).url });
+    // NODE-3 hears of its children with its next join.
+    let node = tree.node(3);
+    poll_until(Duration::from_secs(5), "both children at NODE-3", || {
+        node.get("/").json()["children"].as_array().is_some_and(|children| children.len() == 2)
+    });
+    for (id, role, position, depth, path, ancestors, children) in [
+        (1, "root", 0, 1, json!(["NODE-1"]), json!([]), json!([refer(2), refer(3)])),
+        (3, "node", 2, 2, json!(["NODE-1", "NODE-3"]), json!([refer(1)]), json!([refer(6), refer(7)])),
+        (7, "node", 6, 3, json!(["NODE-1", "NODE-3", "NODE-7"]), json!([refer(3), refer(1)]), json!([])),
+    ] {
+        let answer = tree.node(id).get("/");
+        assert_eq!((answer.status, answer.header("content-type")), (200, JSON));
+        let described = answer.json();
+        for (field, expected) in [
+            ("node", json!(format!("NODE-{id}"))),
+            ("id", json!(id)),
+            ("role", json!(role)),
+            ("joined", json!(true)),
+            ("position", json!(position)),
+            ("depth", json!(depth)),
+            ("url", json!(tree.node(id).url)),
+            ("path", path),
+            ("parent", ancestors[0].clone()),
+            ("ancestors", ancestors),
+            ("children", children),
+            ("zookeeper", json!("off")),
+            ("entries", json!(0)),
+        ] {
+            assert_eq!(described[field], expected, "{field} of NODE-{id}");
+        }
+        for field in ["run", "bytes", "uptime_seconds"] {
+            assert!(described[field].is_u64(), "{field} of NODE-{id}");
+        }
+    }
+}
+
+#[test]
+fn every_node_lists_the_whole_tree() {
+    let tree = Tree::start(2, &[]);
+    for node in &tree.nodes {
+        let answer = node.get("/nodes");
+        assert_eq!((answer.status, answer.header("content-type")), (200, JSON));
+        let listing = answer.json();
+        assert_eq!((&listing["depth"], &listing["size"]), (&json!(2), &json!(3)));
+        for (listed, (id, parent)) in listing["nodes"].as_array().expect("a list").iter().zip([
+            (1, json!(null)),
+            (2, json!("NODE-1")),
+            (3, json!("NODE-1")),
+        ]) {
+            assert!(listed["seconds_since_heard"].as_f64().is_some_and(|seconds| seconds < 3.0), "{listed}");
+            let expected = json!({
+                "position": id - 1, "depth": if id == 1 { 1 } else { 2 }, "name": format!("NODE-{id}"), "id": id,
+                "url": tree.node(id).url, "parent": parent, "alive": true,
+                "seconds_since_heard": listed["seconds_since_heard"],
+            });
+            assert_eq!(listed, &expected);
+        }
+        assert_eq!(listing["nodes"].as_array().map(Vec::len), Some(3));
+    }
+}
+
+#[test]
+fn metrics_are_in_the_text_format_of_prometheus() {
+    let tree = Tree::start(2, &[]);
+    for node in [tree.root(), tree.leaf()] {
+        let answer = node.get("/metrics");
+        assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/plain; version=0.0.4")));
+        let mut lines = answer.text().lines().peekable();
+        while let Some(line) = lines.next() {
+            let name = line.strip_prefix("# HELP ").and_then(|rest| rest.split(' ').next()).expect(line);
+            assert!(name.starts_with("tree_cache_"));
+            let kind = lines.next().and_then(|line| line.strip_prefix(&format!("# TYPE {name} "))).expect(line);
+            assert!(kind == "gauge" || kind == "counter" && name.ends_with("_total"), "{name} {kind}");
+            while let Some(sample) = lines.next_if(|line| !line.starts_with('#')) {
+                let (series, value) = sample.rsplit_once(' ').expect(sample);
+                assert!(series.starts_with(name) && value.parse::<u64>().is_ok(), "{sample}");
+            }
+        }
+        for name in [r#"reads_total{from="entry"}"#, "fetches_sent_total", "entries", "bytes", "threads"] {
+            node.metric(name);
+        }
+    }
+}
+
+#[test]
+fn a_node_fetches_for_another_and_gives_a_lease_with_the_value() {
+    let tree = Tree::start(2, &[]);
+    tree.root().put("k", "[ 1 ]");
+    let query = "holder=NODE-9&url=http%3A%2F%2F127.0.0.1%3A9&run=9";
+    for node in [tree.root(), tree.leaf()] {
+        let answer = node.get(&format!("/copies/k?{query}&wait_ms=2000"));
+        assert_eq!((answer.status, answer.header("content-type")), (200, JSON));
+        assert!(answer.text().ends_with(r#","value":[ 1 ]}"#), "{}", answer.text());
+        assert!(answer.json()["lease_ms"].as_u64().is_some_and(|lease_ms| lease_ms <= 5000));
+        node.get(&format!("/copies/other?{query}&wait_ms=2000")).expect_error(404, "Key not found");
+        node.get(&format!("/copies/k?{query}")).expect_error(400, r#"wait_ms="" is not a whole number"#);
+        node.get(&format!("/copies/k?{query}&wait_ms=x")).expect_error(400, r#"wait_ms="x" is not a whole number"#);
+        // What nodes ask of each other is not what clients read.
+        assert_eq!(node.metric(r#"reads_total{from="entry"}"#), 0);
+    }
+}
+
+#[test]
+fn a_write_that_was_passed_on_already_goes_no_further() {
+    let tree = Tree::start(2, &[]);
+    for (method, body) in [("PUT", &br#"{"value":1}"#[..]), ("DELETE", b"")] {
+        let answer = tree.node(2).call_with(method, "/store/k", &[("Via", "1.1 NODE-3")], body);
+        answer.expect_error(503, "NODE-2 is not the root");
+        assert_eq!(answer.header("retry-after"), Some("1"));
+    }
+    assert_eq!(tree.root().metric("writes_total"), 0);
+}
