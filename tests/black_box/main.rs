@@ -7,4 +7,5 @@ mod api;
 mod client;
 mod harness;
 mod process;
+mod program;
 mod tree;

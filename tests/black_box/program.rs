@@ -1,0 +1,137 @@
+//! The program as its user meets it: configuration, arguments, exit codes, the lines that it prints.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use crate::client::try_call;
+use crate::harness::{Node, PROCESS_LIMIT, Process, Tree, free_ports, poll_until};
+
+#[test]
+fn a_wrong_value_ends_the_program_with_one_line_that_says_what_is_allowed() {
+    let number = |range: &str| format!("a whole number from {range}");
+    let url = "a URL of the form http://host:port";
+    let address = "an IP address, such as 127.0.0.1 or 0.0.0.0";
+    for (variable, value, allowed) in [
+        ("TREE_DEPTH", "0", number("1 to 16").as_str()),
+        ("TREE_DEPTH", "17", &number("1 to 16")),
+        ("TREE_DEPTH", "", &number("1 to 16")),
+        ("API_PORT", "65536", &number("0 to 65535")),
+        ("API_PORT", "http", &number("0 to 65535")),
+        ("ROOT_NODE_ID", "8", &number("1 to 7")),
+        ("ROOT_NODE_ID", "0", &number("1 to 7")),
+        ("NODE_ID", "8", &number("1 to 7")),
+        ("NODE_ID", "-1", &number("1 to 7")),
+        ("BIND_ADDR", "localhost", address),
+        ("NODE_URL", "here:5000", url),
+        ("NODE_URL", "https://here:5000", url),
+        ("ROOT_URL", "http://here:5000/x", url),
+        ("LEASE_SECONDS", "0", "a number of seconds from 0.1 to 3600"),
+        ("LEASE_SECONDS", "soon", "a number of seconds from 0.1 to 3600"),
+        ("MAX_VALUE_BYTES", "1k", &number("1 to 1073741824")),
+        ("MAX_STORE_BYTES", "0", &number("1 to 18446744073709551615")),
+        ("RUST_LOG", "loud", "off, error, warn, info, debug or trace"),
+    ] {
+        let ended = Process::spawn(&[], &[("API_PORT", "0"), (variable, value)]).wait_for_end(PROCESS_LIMIT);
+        let line = format!("tree-cache: {variable}={value:?}: must be {allowed}\n");
+        assert_eq!(ended, (Some(1), String::new(), line));
+    }
+    // A secret is not shown, even when it is a wrong one.
+    let ended = Process::spawn(&[], &[("API_PORT", "0"), ("TREE_TOKEN", "two words")]).wait_for_end(PROCESS_LIMIT);
+    let line = "tree-cache: TREE_TOKEN=\"…\": must be visible ASCII characters without a space\n";
+    assert_eq!(ended, (Some(1), String::new(), line.to_owned()));
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+    let address = taken.local_addr().expect("it is bound");
+    let ended = Process::spawn(&[], &[("API_PORT", &address.port().to_string())]).wait_for_end(PROCESS_LIMIT);
+    let (code, printed, log) = ended;
+    assert_eq!((code, printed.as_str(), log.lines().count()), (Some(1), "", 1));
+    assert!(log.starts_with(&format!("tree-cache: could not listen on {address}: Address already in use")), "{log}");
+}
+
+#[test]
+fn other_arguments_are_answered_with_the_usage() {
+    for arguments in [&["start"][..], &["--help"], &["health", "x"], &["show", "a", "b"], &[""]] {
+        let ended = Process::spawn(arguments, &[("API_PORT", "0")]).wait_for_end(PROCESS_LIMIT);
+        let usage = "usage: tree-cache [health | show [URL]]\n";
+        assert_eq!(ended, (Some(2), String::new(), usage.to_owned()), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_root_alone_prints_its_line_and_nothing_else() {
+    let node = Node::start(&[]);
+    node.get("/store/k").expect_error(404, "Key not found");
+    assert_eq!(node.process.printed(), format!("NODE-1 listening on http://127.0.0.1:{}\n", node.port));
+    assert_eq!(node.process.log(), "", "a good day is a quiet one");
+}
+
+#[test]
+fn health_is_the_exit_code() {
+    let mut node = Node::start(&[]);
+    let port = node.port.to_string();
+    let health = || Process::spawn(&["health"], &[("API_PORT", &port)]).wait_for_end(PROCESS_LIMIT);
+    assert_eq!(health(), (Some(0), String::new(), String::new()));
+    node.pause();
+    let line = |cause: &str| format!("tree-cache: no node at {}: {cause}\n", node.url);
+    assert_eq!(health(), (Some(1), String::new(), line("no answer within 2s")));
+    let refused = line("connection refused");
+    node.kill();
+    assert_eq!(health(), (Some(1), String::new(), refused));
+}
+
+#[test]
+fn show_draws_the_tree() {
+    let tree = Tree::start(1, &[("TREE_DEPTH", "3")]);
+    let nodes = [2, 3, 4].map(|id| tree.start_node(id, &[("TREE_DEPTH", "3")]));
+    let [first, second, third] = [0, 1, 2].map(|node: usize| &nodes[node].url);
+    let root = &tree.root().url;
+    let drawn = format!(
+        "4 of 7 nodes, depth 3\nNODE-1  {root}\n├── NODE-2  {first}\n│   ├── NODE-4  {third}\n│   └── (free)\n└── NODE-3  {second}\n"
+    );
+    for url in [root, &format!("{root}/")] {
+        let ended = Process::spawn(&["show", url], &[]).wait_for_end(PROCESS_LIMIT);
+        assert_eq!(ended, (Some(0), drawn.clone(), String::new()));
+    }
+    let ended = Process::spawn(&["show"], &[("ROOT_URL", root)]).wait_for_end(PROCESS_LIMIT);
+    assert_eq!(ended, (Some(0), drawn, String::new()));
+
+    let nobody = format!("http://127.0.0.1:{}", free_ports(1));
+    let ended = Process::spawn(&["show", &nobody], &[]).wait_for_end(PROCESS_LIMIT);
+    let line = format!("tree-cache: could not ask for the tree at {nobody}: connection refused\n");
+    assert_eq!(ended, (Some(1), String::new(), line));
+    let ended = Process::spawn(&["show", "nonsense"], &[]).wait_for_end(PROCESS_LIMIT);
+    let line = "tree-cache: \"nonsense\" is not a URL of the form http://host:port\n";
+    assert_eq!(ended, (Some(1), String::new(), line.to_owned()));
+}
+
+#[test]
+fn listening_beyond_this_machine_without_a_token_is_warned_about() {
+    for (token, warned) in [(None, true), (Some("s3cret"), false)] {
+        let port = free_ports(1);
+        let (port_text, url) = (port.to_string(), format!("http://127.0.0.1:{port}"));
+        let mut env = vec![("BIND_ADDR", "0.0.0.0"), ("NODE_URL", url.as_str()), ("API_PORT", &port_text)];
+        env.extend(token.map(|token| ("TREE_TOKEN", token)));
+        let node = Node::start(&env);
+        assert_eq!(node.url, format!("http://0.0.0.0:{port}"), "what it listens on");
+        let described = try_call("GET", &url, &[], b"").expect("it answers").json();
+        assert_eq!(described["url"], url, "how others reach it");
+        let warning = format!(
+            "NODE-1 WARN: 0.0.0.0:{port} can be reached from other machines, and without TREE_TOKEN anybody can pose as a node\n"
+        );
+        assert_eq!(node.process.log(), if warned { warning } else { String::new() });
+    }
+}
+
+#[test]
+fn the_log_level_is_obeyed() {
+    let quiet = Node::start(&[("RUST_LOG", "off"), ("BIND_ADDR", "0.0.0.0"), ("NODE_URL", "http://127.0.0.1:9")]);
+    assert_eq!(quiet.process.log(), "");
+    let loud = Node::start(&[("RUST_LOG", "debug")]);
+    loud.get("/store/k").expect_error(404, "Key not found");
+    poll_until(Duration::from_secs(5), "the 404 is logged", || {
+        loud.process.log().contains("NODE-1 DEBUG: 404: Key not found\n")
+    });
+}
