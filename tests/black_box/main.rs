@@ -6,6 +6,7 @@
 mod api;
 mod client;
 mod harness;
+mod local;
 mod process;
 mod program;
 mod tree;

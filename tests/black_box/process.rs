@@ -125,6 +125,11 @@ impl Process {
         self.stderr.text()
     }
 
+    /// Whether it has not ended yet.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().expect("it is our child").is_none()
+    }
+
     /// Fails the test if the process has ended.
     pub fn expect_alive(&mut self) {
         if let Some(status) = self.child.try_wait().expect("it is our child") {

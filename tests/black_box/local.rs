@@ -1,0 +1,127 @@
+//! `src/local.sh`, as `make local` calls it.
+
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::client::try_call;
+use crate::harness::{Env, PROCESS_LIMIT, PROGRAM, Process, free_ports, poll_until};
+
+/// Starts the script. It may be asked to stop (which ends its nodes), while a kill would leave them behind.
+struct Local(Process);
+
+impl Local {
+    fn start(env: Env) -> Self {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/src/local.sh");
+        Self(Process::spawn_command(Command::new("bash").args([script, PROGRAM]), env))
+    }
+
+    /// The processes that it has started and that still live.
+    fn children(&self) -> Vec<u32> {
+        let id = self.0.id();
+        let listed = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("Linux lists them");
+        listed.split_whitespace().filter_map(|id| id.parse().ok()).collect()
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        // After a failed assertion only; and then there is nothing more to be said.
+        if self.0.is_alive() {
+            self.0.signal("TERM");
+            self.0.wait_for_end(PROCESS_LIMIT);
+        }
+    }
+}
+
+fn is_listening(port: u16) -> bool {
+    TcpStream::connect(("127.0.0.1", port)).is_ok()
+}
+
+#[test]
+fn make_local_runs_the_whole_tree_and_leaves_nothing_behind() {
+    let base = free_ports(7);
+    let mut local = Local::start(&[("API_PORT", &base.to_string())]);
+    let printed = local.0.wait_for_output("Ctrl-C ends all 7 nodes.\n");
+    let url = |id: u16| format!("http://127.0.0.1:{}", base + id - 1);
+    let mut expected = [1, 2, 3, 4, 5, 6, 7].map(|id| format!("NODE-{id} listening on {}\n", url(id))).concat();
+    let node = |branch: &str, id| format!("{branch}NODE-{id}  {}\n", url(id));
+    expected += "\n7 of 7 nodes, depth 3\n";
+    expected +=
+        &[("", 1), ("├── ", 2), ("│   ├── ", 4), ("│   └── ", 5), ("└── ", 3), ("    ├── ", 6), ("    └── ", 7)]
+            .map(|(branch, id)| node(branch, id))
+            .concat();
+    assert!(printed.starts_with(&expected), "{printed}");
+    let put = format!("  curl -X PUT localhost:{}/store/colour -d '{{\"value\":\"teal\"}}'\n", base + 6);
+    let get = format!("  curl localhost:{}/store/colour\n", base + 3);
+    assert!(printed.contains(&(put + &get)), "{printed}");
+
+    try_call("PUT", &(url(7) + "/store/colour"), &[], br#"{"value":"teal"}"#)
+        .expect("NODE-7 answers")
+        .expect(200, r#"{"key":"colour","value":"teal"}"#);
+    for id in 1..=7 {
+        try_call("GET", &(url(id) + "/store/colour"), &[], b"")
+            .expect("every node answers")
+            .expect(200, r#"{"value":"teal"}"#);
+    }
+
+    let children = local.children();
+    local.0.signal("TERM");
+    let (code, printed, _) = local.0.wait_for_end(PROCESS_LIMIT);
+    assert_eq!(code, Some(0));
+    assert!(printed.ends_with("\nstopping 7 nodes\n"), "{printed}");
+    for child in children {
+        assert!(!std::path::Path::new(&format!("/proc/{child}")).exists(), "process {child} is left");
+    }
+    assert!(!(base..base + 7).any(is_listening));
+}
+
+#[test]
+fn make_local_takes_another_depth_and_root_and_names_a_node_that_dies() {
+    let base = free_ports(3);
+    let mut local = Local::start(&[("API_PORT", &base.to_string()), ("TREE_DEPTH", "2"), ("ROOT_NODE_ID", "2")]);
+    let printed = local.0.wait_for_output("Ctrl-C ends all 3 nodes.\n");
+    let url = |id: u16| format!("http://127.0.0.1:{}", base + id - 1);
+    let lines = [2, 1, 3].map(|id| format!("NODE-{id} listening on {}\n", url(id))).concat();
+    let drawn = format!("NODE-2  {}\n├── NODE-1  {}\n└── NODE-3  {}\n", url(2), url(1), url(3));
+    assert!(printed.starts_with(&format!("{lines}\n3 of 3 nodes, depth 2\n{drawn}")), "{printed}");
+
+    // Started last, so it is the last of the nodes; a `sleep` of the script may come after it.
+    let id_of = |child: &u32| std::fs::read(format!("/proc/{child}/environ")).unwrap_or_default();
+    let is_node_3 = |child: &u32| id_of(child).split(|byte| *byte == 0).any(|variable| variable == b"NODE_ID=3");
+    let child = local.children().into_iter().find(is_node_3).expect("NODE-3 runs");
+    assert!(Command::new("kill").args(["-KILL", &child.to_string()]).status().is_ok_and(|status| status.success()));
+    let line = format!("make local: NODE-3 (process {child}) ended with status 137; the others go on\n");
+    poll_until(Duration::from_secs(5), "the dead node is named", || local.0.log().contains(&line));
+    assert!(is_listening(base) && is_listening(base + 1) && !is_listening(base + 2));
+    local.0.signal("INT");
+    assert_eq!(local.0.wait_for_end(PROCESS_LIMIT).0, Some(0));
+    assert!(!(base..base + 3).any(is_listening));
+}
+
+#[test]
+fn make_local_names_a_taken_port_and_starts_nothing() {
+    let base = free_ports(7);
+    let _taken = TcpListener::bind(("127.0.0.1", base + 4)).expect("the port is free");
+    let (code, printed, log) = Local::start(&[("API_PORT", &base.to_string())]).0.wait_for_end(PROCESS_LIMIT);
+    let line = format!(
+        "make local: port {} is taken by another program; nothing was started. API_PORT=6000 make local takes others\n",
+        base + 4
+    );
+    assert_eq!((code, printed.as_str(), log), (Some(1), "", line));
+    assert!(!(base..base + 4).any(is_listening));
+}
+
+#[test]
+fn make_local_names_a_wrong_value() {
+    for (variable, value, line) in [
+        ("TREE_DEPTH", "8", "TREE_DEPTH=8: must be at most 7, which is 127 processes"),
+        ("TREE_DEPTH", "x", "TREE_DEPTH=\"x\": must be a whole number over 0"),
+        ("ROOT_NODE_ID", "9", "ROOT_NODE_ID=9: must be a whole number from 1 to 7"),
+        ("API_PORT", "0", "API_PORT=\"0\": must be a whole number over 0"),
+        ("API_PORT", "65530", "API_PORT=65530: no room for 7 ports up to 65535"),
+    ] {
+        let (code, printed, log) = Local::start(&[(variable, value)]).0.wait_for_end(PROCESS_LIMIT);
+        assert_eq!((code, printed.as_str(), log), (Some(1), "", format!("make local: {line}\n")));
+    }
+}
