@@ -91,6 +91,11 @@ impl Raw {
         self.0.get_mut().write_all(bytes)
     }
 
+    /// Waits no longer than that for an answer.
+    pub fn limit_reads(&self, limit: Duration) -> io::Result<()> {
+        self.0.get_ref().set_read_timeout(Some(limit))
+    }
+
     /// Says that nothing more will be sent.
     pub fn end_sending(&self) -> io::Result<()> {
         self.0.get_ref().shutdown(Shutdown::Write)

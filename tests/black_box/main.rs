@@ -6,6 +6,7 @@
 mod api;
 mod client;
 mod harness;
+mod hostile;
 mod local;
 mod process;
 mod program;

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -115,6 +115,11 @@ impl Process {
         self.child.id()
     }
 
+    /// How many entries Linux lists for it: of its `task`s (threads) or `fd`s.
+    pub fn entries_of(&self, what: &str) -> usize {
+        std::fs::read_dir(format!("/proc/{}/{what}", self.id())).map_or(0, Iterator::count)
+    }
+
     /// What it has printed so far.
     pub fn printed(&self) -> String {
         self.stdout.text()
@@ -177,4 +182,10 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Held by the tests that load the machine, so that no two of them measure each other.
+pub fn load_alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
