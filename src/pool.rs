@@ -4,15 +4,19 @@
 //! size stops when all its threads wait for other nodes. So an idle thread takes the next job, and
 //! a new one is started whenever none is idle.
 //!
-//! Invariant: the threads that wait are the `idle` ones and one for each job in `jobs`; so no job
-//! waits behind another. Left out: a limit. The callers have one (`server.rs`: a job for each connection).
+//! The thread that went idle last is woken first. A condition variable would wake the one that has waited
+//! longest, so that under light load each of a thousand threads would get a job before its time was over,
+//! and none would ever end.
+//!
+//! Invariant: while a job is in `jobs`, a thread that was woken or started for it is on its way. So no
+//! job waits behind another. Left out: a limit. The callers have one (`server.rs`: a job for each connection).
 
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::thread;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 /// An idle thread ends after this time.
 const IDLE_TIME: Duration = Duration::from_secs(10);
@@ -23,15 +27,15 @@ pub type Job = Box<dyn FnOnce() + Send>;
 /// The threads, and the jobs that they have not taken yet.
 #[derive(Default)]
 pub struct Pool {
+    /// Guards both lists together.
     state: Mutex<State>,
-    work: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     jobs: VecDeque<Job>,
-    /// Waiting threads that no job was put in the queue for.
-    idle: usize,
+    /// Threads that are parked and that nobody has woken; the last went idle last.
+    idle: Vec<Thread>,
 }
 
 impl Pool {
@@ -47,34 +51,50 @@ impl Pool {
     /// No thread is idle and none can be started. The job is dropped.
     pub fn run(self: &Arc<Self>, job: Job) -> io::Result<()> {
         let mut state = self.lock();
-        if state.idle > 0 {
-            state.idle -= 1;
-        } else {
+        let idle = state.idle.pop();
+        if idle.is_none() {
             let pool = Arc::clone(self);
             thread::Builder::new().name("job".to_owned()).spawn(move || pool.work())?;
         }
         state.jobs.push_back(job);
         drop(state);
-        self.work.notify_one();
+        if let Some(thread) = idle {
+            thread.unpark();
+        }
         Ok(())
     }
 
     fn work(&self) {
-        // A fresh thread has been promised a job, so it does not count as idle.
-        let mut state = self.lock();
         loop {
-            if let Some(job) = state.jobs.pop_front() {
-                drop(state);
+            while let Some(job) = self.take_job() {
                 // The panic hook has logged it; the thread goes on for others.
                 let _ = catch_unwind(AssertUnwindSafe(job));
-                state = self.lock();
-                state.idle += 1;
             }
-            let (woken, wait) = self.work.wait_timeout(state, IDLE_TIME).expect("no job runs under this lock");
-            state = woken;
-            if wait.timed_out() && state.jobs.is_empty() {
-                state.idle -= 1;
+            if !self.wait_for_job() {
                 return;
+            }
+        }
+    }
+
+    fn take_job(&self) -> Option<Job> {
+        let mut state = self.lock();
+        let job = state.jobs.pop_front();
+        if job.is_none() {
+            state.idle.push(thread::current());
+        }
+        job
+    }
+
+    /// Waits until somebody takes this thread off the idle ones; returns false if nobody did in time.
+    fn wait_for_job(&self) -> bool {
+        let (me, end) = (thread::current().id(), Instant::now() + IDLE_TIME);
+        loop {
+            thread::park_timeout(end.saturating_duration_since(Instant::now()));
+            let mut state = self.lock();
+            let Some(position) = state.idle.iter().rposition(|thread| thread.id() == me) else { return true };
+            if Instant::now() >= end {
+                state.idle.remove(position);
+                return false;
             }
         }
     }
