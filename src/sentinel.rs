@@ -11,6 +11,7 @@
 //!
 //! Invariant: a server that answers no new connection is reported after [`MAX_SILENCE`] checks. Left out: starting again. That is the supervisor's work.
 
+use std::collections::HashSet;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -20,17 +21,22 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-/// Between two rounds of connections while requests come in; one connection a round takes 2 % of a core.
-const BUSY_PAUSE: Duration = Duration::from_millis(20);
+/// Between two rounds of knocks while clients connect.
+const KNOCK_PAUSE: Duration = Duration::from_millis(20);
 
-/// So many requests in one round, and twice as many as in the one before, are taken for a burst. For
-/// some rounds then more connections are opened, since each frees but one: with a single one, the last of
-/// 64 clients sometimes waited 0.9 s.
-const BURST_REQUESTS: u64 = 8;
-const BURST_KNOCKS: u32 = 8;
-const BURST_ROUNDS: u32 = 25;
+/// For how long it goes on after the last new client. The one that it frees last is a new one, too.
+const KNOCK_TIME: Duration = Duration::from_millis(200);
 
-/// Between two checks, and for how long a request counts as lately.
+/// A knock frees one stranded connection, and costs 0.15 ms of a core. So the knocks of a round are doubled,
+/// up to so many, as long as new clients appear: they may be ones that the last round freed.
+const MAX_KNOCKS: u32 = 16;
+
+/// So many more knocks are earned in a round, and so many can be saved for a burst: a client that
+/// connects anew for each request must not make us knock all the time.
+const EARNED_KNOCKS: u32 = 2;
+const SAVED_KNOCKS: u32 = 256;
+
+/// Between two checks, and for how long a client counts as new.
 const CHECK_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a check may take.
@@ -43,11 +49,14 @@ const MAX_SILENCE: u32 = 5;
 pub struct Sentinel {
     noticed: Arc<Noticed>,
     thread: Thread,
+    /// Who has sent a request lately; only others tell of new connections.
+    known: HashSet<SocketAddr>,
+    known_since: Instant,
 }
 
 #[derive(Default)]
 struct Noticed {
-    requests: AtomicU64,
+    new_clients: AtomicU64,
     parked: AtomicBool,
 }
 
@@ -61,12 +70,19 @@ impl Sentinel {
         let there = Arc::clone(&noticed);
         let watch = move || watch(reachable(address), &there, &fatal);
         let thread = thread::Builder::new().name("sentinel".to_owned()).spawn(watch)?.thread().clone();
-        Ok(Self { noticed, thread })
+        Ok(Self { noticed, thread, known: HashSet::new(), known_since: Instant::now() })
     }
 
-    /// Says that a request came in; cheap, for it is called for each of them.
-    pub fn notice_request(&self) {
-        self.noticed.requests.fetch_add(1, Ordering::SeqCst);
+    /// Says that a request came from that client; cheap, for it is called for each of them.
+    pub fn notice_request(&mut self, client: SocketAddr) {
+        if self.known_since.elapsed() > CHECK_PAUSE {
+            self.known_since = Instant::now();
+            self.known.clear();
+        }
+        if !self.known.insert(client) {
+            return;
+        }
+        self.noticed.new_clients.fetch_add(1, Ordering::SeqCst);
         if self.noticed.parked.load(Ordering::SeqCst) {
             self.thread.unpark();
         }
@@ -74,27 +90,27 @@ impl Sentinel {
 }
 
 fn watch(address: SocketAddr, noticed: &Noticed, fatal: &impl Fn(String)) {
-    let (mut last_request, mut last_check) = (Instant::now(), Instant::now());
-    let (mut known, mut fresh_before, mut burst_rounds, mut failures) = (0, 0, 0, 0);
+    let (mut last_client, mut last_check) = (Instant::now(), Instant::now());
+    let (mut seen, mut knocks, mut saved, mut failures) = (0, 1, SAVED_KNOCKS, 0);
     loop {
-        let fresh = noticed.requests.load(Ordering::SeqCst).saturating_sub(known);
-        if fresh > 0 {
-            (known, last_request) = (known + fresh, Instant::now());
-        }
-        if fresh >= BURST_REQUESTS && fresh > 2 * fresh_before {
-            burst_rounds = BURST_ROUNDS;
-        }
-        fresh_before = fresh;
-        if last_request.elapsed() < CHECK_PAUSE {
-            thread::sleep(BUSY_PAUSE);
-            let knocks = if burst_rounds > 0 { BURST_KNOCKS } else { 1 };
-            burst_rounds = burst_rounds.saturating_sub(1);
-            // If they fail, so does the check.
-            (0..knocks).for_each(|_| drop(knock(address)));
+        let clients = noticed.new_clients.load(Ordering::SeqCst);
+        if clients > seen {
+            (seen, last_client, knocks) = (clients, Instant::now(), MAX_KNOCKS.min(2 * knocks));
         } else {
+            knocks = 1;
+        }
+        if last_client.elapsed() < KNOCK_TIME {
+            thread::sleep(KNOCK_PAUSE);
+            saved = SAVED_KNOCKS.min(saved + EARNED_KNOCKS);
+            let now = knocks.min(saved);
+            saved -= now;
+            // If they fail, so does the check.
+            (0..now).for_each(|_| drop(knock(address)));
+        } else {
+            saved = SAVED_KNOCKS;
             noticed.parked.store(true, Ordering::SeqCst);
-            // Looked at again, for a request that came before it could know that it must wake us.
-            if noticed.requests.load(Ordering::SeqCst) == known {
+            // Looked at again, for a client that came before it could know that it must wake us.
+            if noticed.new_clients.load(Ordering::SeqCst) <= seen {
                 thread::park_timeout(CHECK_PAUSE);
             }
             noticed.parked.store(false, Ordering::SeqCst);
@@ -104,8 +120,8 @@ fn watch(address: SocketAddr, noticed: &Noticed, fatal: &impl Fn(String)) {
         }
         last_check = Instant::now();
         match check(address) {
-            // The check was a request, too.
-            Ok(()) => (known, failures) = (known + 1, 0),
+            // The check was a client, too.
+            Ok(()) => (seen, failures) = (seen + 1, 0),
             Err(error) => {
                 log::warn!("this node does not answer at {address}: {error}");
                 failures += 1;

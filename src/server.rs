@@ -123,7 +123,7 @@ pub fn serve(
     handler: Arc<Handler>,
     fatal: impl Fn(String) + Clone + Send + 'static,
 ) -> io::Result<()> {
-    let sentinel = Sentinel::start(listener.local_addr()?, fatal.clone())?;
+    let mut sentinel = Sentinel::start(listener.local_addr()?, fatal.clone())?;
     let server = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
     let dispatcher = Arc::new(Dispatcher { connections: Mutex::default(), pool, max_body_bytes, handler });
     std::thread::Builder::new().name("accept".to_owned()).spawn(move || {
@@ -131,8 +131,9 @@ pub fn serve(
         let error = loop {
             match server.recv() {
                 Ok(request) => {
-                    sentinel.notice_request();
-                    dispatcher.dispatch(request);
+                    let client = *request.remote_addr().expect("a TCP connection has an address");
+                    sentinel.notice_request(client);
+                    dispatcher.dispatch(client, request);
                 }
                 Err(error) => break error,
             }
@@ -154,8 +155,7 @@ struct Dispatcher {
 }
 
 impl Dispatcher {
-    fn dispatch(self: &Arc<Self>, request: Request) {
-        let client = *request.remote_addr().expect("a TCP connection has an address");
+    fn dispatch(self: &Arc<Self>, client: SocketAddr, request: Request) {
         let mut connections = self.connections();
         if let Some(waiting) = connections.get_mut(&client) {
             return waiting.push_back(request);
