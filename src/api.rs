@@ -380,7 +380,7 @@ fn answer_error(error: &Error) -> Answer {
         Error::Unauthorized => 401,
         Error::KeyNotFound | Error::NoSuchPath(_) => 404,
         Error::NoSuchMethod { .. } => 405,
-        Error::PlaceTaken { .. } | Error::WrongRun { .. } => 409,
+        Error::PlaceTaken { .. } | Error::JoinElsewhere { .. } | Error::WrongRun { .. } => 409,
         Error::BadBody(_) => 422,
         Error::StoreFull(_) => 507,
         Error::NotRoot { .. }

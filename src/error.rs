@@ -35,6 +35,11 @@ pub enum Error {
         /// This node.
         name: String,
     },
+    /// A join at a node that is not the root.
+    JoinElsewhere {
+        /// This node.
+        name: String,
+    },
     /// An invalidation for another run of this node.
     WrongRun {
         /// This node.
@@ -92,7 +97,7 @@ impl fmt::Display for Error {
             Self::NoSuchPath(path) => write!(f, "there is no path {path:?}"),
             Self::NoSuchMethod { method, allow } => write!(f, "the method {method:?} is not one of {allow}"),
             Self::Unauthorized => write!(f, "this call needs the token of the nodes"),
-            Self::NotRoot { name } => write!(f, "{name} is not the root"),
+            Self::NotRoot { name } | Self::JoinElsewhere { name } => write!(f, "{name} is not the root"),
             Self::WrongRun { name } => write!(f, "{name} is another process now"),
             Self::NotJoined => write!(f, "not joined yet"),
             Self::NoAncestor { key, causes } => {

@@ -117,7 +117,9 @@ fn refusal(node: &Node, cause: &CallError) -> String {
 /// # Errors
 /// It is not of this tree, another process lives in its place, or it cannot be reached.
 pub fn admit(node: &Node, join: JoinRequest) -> Result<JoinAnswer, Error> {
-    node.expect_root()?;
+    if !node.config.is_root() {
+        return Err(Error::JoinElsewhere { name: node.myself.name.clone() });
+    }
     let last_id = tree::size(node.config.tree_depth);
     if !(1..=last_id).contains(&join.id) {
         return Err(Error::NoSuchPlace { name: tree::name(join.id), last_id });
