@@ -11,6 +11,7 @@ use std::io::Read;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use ureq::http::{Method, Request, Uri};
@@ -142,6 +143,14 @@ impl Peer {
     /// No node answers there.
     pub fn ask_joined(&self, url: &str, limit: Duration) -> Result<bool, CallError> {
         self.describe(url, limit).map(|description| description.joined)
+    }
+
+    /// The tree, as the node at `url` gives it.
+    ///
+    /// # Errors
+    /// No node answers there, or it does not know its tree.
+    pub fn ask_tree<T: DeserializeOwned>(&self, url: &str, limit: Duration) -> Result<T, CallError> {
+        self.call(Call::get(&format!("{url}/nodes"), limit))?.expect_json()
     }
 
     fn describe(&self, url: &str, limit: Duration) -> Result<Description, CallError> {

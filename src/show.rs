@@ -35,12 +35,9 @@ pub fn show(url: Option<&str>) -> Result<(), String> {
         Some(url) => base_url(url).ok_or_else(|| format!("{url:?} is not a URL of the form http://host:port"))?,
         None => Config::from_env().map_err(|error| error.to_string())?.root_url,
     };
-    let failed = |cause: String| format!("could not ask for the tree at {url}: {cause}");
-    let answer = Peer::new(None)
-        .forward("GET", &format!("{url}/nodes"), None, "show", SHOW_LIMIT)
-        .map_err(|error| failed(error.to_string()))?;
-    let tree: Tree =
-        serde_json::from_slice(&answer.body).map_err(|_| failed(String::from_utf8_lossy(&answer.body).into_owned()))?;
+    let tree: Tree = Peer::new(None)
+        .ask_tree(&url, SHOW_LIMIT)
+        .map_err(|error| format!("could not ask for the tree at {url}: {error}"))?;
     print!("{}", draw(&tree));
     Ok(())
 }
