@@ -14,6 +14,9 @@ use crate::harness::{Node, PROCESS_LIMIT, PROGRAM, Process, load_alone, poll_unt
 /// for ever, and a node that is cured frees one every 20 ms: so this is enough for a hundred of them.
 const WAIT_LIMIT: Duration = Duration::from_secs(3);
 
+/// Nor does the last of a burst of clients: measured 0.2 s at most, where without the sentinel some wait for ever.
+const BURST_LIMIT: Duration = Duration::from_secs(1);
+
 const GET: &[u8] = b"GET /store/k HTTP/1.1\r\nHost: x\r\n\r\n";
 
 /// A root alone that holds one key.
@@ -123,7 +126,7 @@ fn a_burst_of_sixty_four_connections_leaves_none_unanswered() {
         worst = worst.max(ask_on_all(&mut burst, || {}));
     }
     eprintln!("bursts: the last of 64 had its answer after {worst:?} at most");
-    assert!(worst < WAIT_LIMIT, "the last of 64 had its answer after {worst:?}");
+    assert!(worst < BURST_LIMIT, "the last of 64 had its answer after {worst:?}");
 }
 
 #[test]
@@ -139,7 +142,7 @@ fn sixty_four_connections_at_one_moment_at_a_fresh_node_are_all_answered() {
         worst = worst.max(ask_on_all(&mut burst, || root.resume()));
     }
     eprintln!("bursts at a fresh node: the last of 64 had its answer after {worst:?} at most");
-    assert!(worst < WAIT_LIMIT, "the last of 64 had its answer after {worst:?}");
+    assert!(worst < BURST_LIMIT, "the last of 64 had its answer after {worst:?}");
 }
 
 #[test]

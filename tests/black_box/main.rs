@@ -5,8 +5,10 @@
 
 mod api;
 mod client;
+mod coherence;
 mod harness;
 mod hostile;
+mod leases;
 mod local;
 mod process;
 mod program;

@@ -135,3 +135,12 @@ fn the_log_level_is_obeyed() {
         loud.process.log().contains("NODE-1 DEBUG: 404: Key not found\n")
     });
 }
+
+#[test]
+fn show_draws_the_same_tree_from_any_node() {
+    let tree = Tree::start(2, &[]);
+    let show = |url: &str| Process::spawn(&["show", url], &[]).wait_for_end(PROCESS_LIMIT);
+    let (code, drawn, _) = show(&tree.leaf().url);
+    assert_eq!((code, &drawn), (Some(0), &show(&tree.root().url).1));
+    assert!(drawn.starts_with("3 of 3 nodes, depth 2\nNODE-1  http://"), "{drawn}");
+}

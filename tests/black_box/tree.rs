@@ -322,3 +322,11 @@ fn calls_between_nodes_need_the_token_and_no_log_shows_it() {
         assert!(!log.contains(TOKEN), "{} shows the token", node.name);
     }
 }
+
+#[test]
+fn only_the_root_takes_a_join() {
+    let tree = Tree::start(2, &[]);
+    join(tree.leaf(), 3, &json!(1), "http://127.0.0.1:9").expect_error(409, "NODE-3 is not the root");
+    join(tree.root(), 2, &json!(1), "file:///etc/passwd")
+        .expect_error(422, "url=\"file:///etc/passwd\" is not a URL of the form http://host:port");
+}

@@ -1,0 +1,168 @@
+//! Copies that are never stale, on real processes: what a copy saves, what it costs, and what a lost
+//! node does to both.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::{Tree, poll_until};
+
+const FROM_COPY: &str = "reads_total{from=\"copy\"}";
+
+/// Asserts that a time lies between two limits; what the machine itself adds is allowed for.
+#[track_caller]
+fn expect_within(took: Duration, least: Duration, most: Duration) {
+    assert!(took >= least && took <= most, "took {took:?}, not {least:?} to {most:?}");
+}
+
+#[test]
+fn a_second_read_at_a_leaf_costs_no_message() {
+    let tree = Tree::start(3, &[("LEASE_SECONDS", "60")]);
+    let leaf = tree.node(4);
+    tree.root().put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
+    leaf.get("/store/k").expect(200, r#"{"value":1}"#);
+    assert_eq!((leaf.metric(FROM_COPY), leaf.metric("fetches_sent_total")), (0, 1));
+    assert_eq!((tree.node(2).metric("grants_total"), tree.root().metric("grants_total")), (1, 1));
+    tree.node(2).pause();
+    tree.root().pause();
+    let asked = Instant::now();
+    leaf.get("/store/k").expect(200, r#"{"value":1}"#);
+    assert!(asked.elapsed() < Duration::from_secs(1), "nobody was asked");
+    assert_eq!((leaf.metric(FROM_COPY), leaf.metric("fetches_sent_total")), (1, 1));
+    leaf.get("/store").expect(200, r#"{"k":1}"#);
+}
+
+#[test]
+fn a_thousand_writes_are_seen_by_every_node_that_held_a_copy() {
+    let tree = Tree::start(3, &[("LEASE_SECONDS", "60")]);
+    for round in 0..1000 {
+        let writer = &tree.nodes[round % 7];
+        writer.put("k", &round.to_string()).expect(200, &format!(r#"{{"key":"k","value":{round}}}"#));
+        for node in &tree.nodes {
+            node.get("/store/k").expect(200, &format!(r#"{{"value":{round}}}"#));
+        }
+    }
+    // All six held a copy, each time but the last.
+    let received: u64 = tree.nodes[1..].iter().map(|node| node.metric("invalidations_received_total")).sum();
+    assert_eq!(received, 6 * 999);
+    assert_eq!(tree.root().metric("silent_holder_waits_total"), 0);
+}
+
+#[test]
+fn a_dead_inner_node_delays_one_write_by_one_lease_and_its_children_read_on() {
+    let mut tree = Tree::start(3, &[("LEASE_SECONDS", "2")]);
+    let second = Duration::from_secs(1);
+    tree.root().put("k", "1");
+    for id in 4..=5 {
+        tree.node(id).get("/store/k").expect(200, r#"{"value":1}"#);
+    }
+    tree.nodes[1].kill();
+    let asked = Instant::now();
+    tree.node(7).put("k", "2").expect(200, r#"{"key":"k","value":2}"#);
+    expect_within(asked.elapsed(), second, 3 * second);
+    assert_eq!(tree.root().metric("silent_holder_waits_total"), 1);
+    for id in 4..=5 {
+        let asked = Instant::now();
+        tree.node(id).get("/store/k").expect(200, r#"{"value":2}"#);
+        assert!(asked.elapsed() < second, "a dead parent refuses at once");
+    }
+    // Its children are the root's holders now, so the next write waits for nobody.
+    tree.root().put("k", "3").expect(200, r#"{"key":"k","value":3}"#);
+    assert_eq!(tree.root().metric("silent_holder_waits_total"), 1);
+    tree.nodes[1].restart();
+    assert_eq!(tree.node(2).get("/").json()["position"], 1);
+    tree.node(2).get("/store/k").expect(200, r#"{"value":3}"#);
+}
+
+#[test]
+fn a_paused_parent_costs_one_reader_its_time_limit_and_the_next_one_nothing() {
+    let tree = Tree::start(3, &[("LEASE_SECONDS", "20")]);
+    for key in ["a", "b", "c"] {
+        tree.root().put(key, "1");
+    }
+    tree.node(2).pause();
+    let asked = Instant::now();
+    tree.node(4).get("/store/a").expect(200, r#"{"value":1}"#);
+    expect_within(asked.elapsed(), Duration::from_millis(2400), Duration::from_secs(4));
+    for key in ["b", "c"] {
+        let asked = Instant::now();
+        tree.node(4).get(&format!("/store/{key}")).expect(200, r#"{"value":1}"#);
+        assert!(asked.elapsed() < Duration::from_secs(1), "the parent is passed over");
+    }
+}
+
+#[test]
+fn a_paused_leaf_never_answers_a_value_from_before_a_write() {
+    let tree = Tree::start(2, &[("LEASE_SECONDS", "1")]);
+    tree.root().put("k", "1");
+    tree.node(2).get("/store/k").expect(200, r#"{"value":1}"#);
+    tree.node(2).pause();
+    tree.node(3).put("k", "2").expect(200, r#"{"key":"k","value":2}"#);
+    tree.node(2).resume();
+    tree.node(2).get("/store/k").expect(200, r#"{"value":2}"#);
+}
+
+#[test]
+fn with_the_root_dead_copies_are_answered_until_their_lease_ends() {
+    let mut tree = Tree::start(3, &[("LEASE_SECONDS", "2")]);
+    tree.root().put("k", "1");
+    tree.node(4).get("/store/k").expect(200, r#"{"value":1}"#);
+    tree.nodes[0].kill();
+    tree.node(4).get("/store/k").expect(200, r#"{"value":1}"#);
+    poll_until(Duration::from_secs(10), "the lease ends", || tree.node(4).get("/store/k").status == 503);
+    let asked = Instant::now();
+    assert_eq!(tree.node(4).get("/store/k").status, 503);
+    assert!(asked.elapsed() < Duration::from_secs(2));
+    tree.nodes[0].restart();
+    let back = Instant::now();
+    tree.node(6).put("k", "2").expect(200, r#"{"key":"k","value":2}"#);
+    tree.node(4).get("/store/k").expect(200, r#"{"value":2}"#);
+    assert!(back.elapsed() < Duration::from_secs(6), "three leases");
+}
+
+#[test]
+fn a_value_with_a_ttl_is_gone_from_every_node_when_it_is_over() {
+    let tree = Tree::start(3, &[]);
+    // Not in the root's first seconds, when no write finishes.
+    tree.root().delete("other").expect(200, r#"{"key":"other"}"#);
+    let put = Instant::now();
+    let answer = tree.node(7).call("PUT", "/store/k", br#"{"value":1,"ttl":2}"#);
+    answer.expect(200, r#"{"key":"k","value":1}"#);
+    for node in &tree.nodes {
+        node.get("/store/k").expect(200, r#"{"value":1}"#);
+    }
+    poll_until(Duration::from_secs(5), "it expires at the root", || tree.root().get("/store/k").status == 404);
+    assert!(put.elapsed() >= Duration::from_secs(2), "it lived for {:?}", put.elapsed());
+    for node in &tree.nodes {
+        node.get("/store/k").expect_error(404, "Key not found");
+    }
+    poll_until(Duration::from_secs(5), "it is swept", || tree.root().metric("entries") == 0);
+    for ttl in ["0", "-1", "1e300", "1e-12", "\"2\""] {
+        let body = format!(r#"{{"value":1,"ttl":{ttl}}}"#);
+        assert_eq!(tree.node(7).call("PUT", "/store/k", body.as_bytes()).status, 422, "{ttl}");
+    }
+}
+
+#[test]
+fn what_has_ended_is_swept_from_every_node() {
+    let tree = Tree::start(2, &[("LEASE_SECONDS", "1")]);
+    for key in 0..200 {
+        tree.root().put(&key.to_string(), "1");
+        tree.node(2).get(&format!("/store/{key}"));
+    }
+    tree.node(2).get("/store/199").expect(200, r#"{"value":1}"#);
+    assert!(tree.node(2).metric("copies") > 0 && tree.root().metric("holders") > 0);
+    poll_until(Duration::from_secs(10), "copies and records are swept", || {
+        (tree.node(2).metric("copies"), tree.node(2).metric("bytes"), tree.root().metric("holders")) == (0, 0, 0)
+    });
+    assert_eq!(tree.root().metric("entries"), 200);
+}
+
+#[test]
+fn an_invalidation_for_another_run_is_refused() {
+    let tree = Tree::start(2, &[]);
+    let run = tree.node(2).get("/").json()["run"].as_u64().expect("a number");
+    let path = |run: u64| format!("/copies/k?run={run}");
+    tree.node(2).call("DELETE", &path(run), b"").expect(200, &format!(r#"{{"run":{run}}}"#));
+    tree.node(2).call("DELETE", &path(run + 1), b"").expect_error(409, "NODE-2 is another process now");
+    let root_run = tree.root().get("/").json()["run"].as_u64().expect("a number");
+    tree.root().call("DELETE", &path(root_run), b"").expect_error(409, "NODE-1 is another process now");
+}
