@@ -7,8 +7,8 @@ local: ## build, and run the whole tree as processes of this machine (no Docker)
 	@cargo build --release --locked
 	@bash src/local.sh target/release/tree-cache
 
-test: ## all tests
-	cargo test --locked
+test: ## all tests (most of them wait for processes, so six at a time)
+	RUST_TEST_THREADS=6 cargo test --locked
 
 soak: ## clients on all nodes while nodes are killed and paused, for SOAK_SECONDS (60)
 	SOAK_SECONDS=$(or $(SOAK_SECONDS),60) cargo test --locked --release --test black_box coherence -- --nocapture

@@ -1,0 +1,267 @@
+//! `make bench`: how fast a tree is, beside what `tiny_http` itself can do.
+//!
+//! The *bare* server is the program's own dispatcher with a constant answer: what it does not reach,
+//! no node can. It and a real tree of seven are measured in turn, round by round, and each figure is the
+//! median of its rounds, so that a machine whose speed drifts does not favour anybody.
+//!
+//! `BENCH_ROUNDS` (5) and `BENCH_SECONDS` (3) can be set in the environment. Load comes from `wrk`.
+
+#[path = "../tests/black_box/client.rs"]
+#[allow(dead_code, unused_imports, reason = "the tests use more of it")]
+mod client;
+#[path = "../tests/black_box/harness.rs"]
+#[allow(dead_code, unused_imports, reason = "the tests use more of it")]
+mod harness;
+#[path = "../src/pool.rs"]
+#[allow(dead_code, unused_imports, reason = "its tests are not run here")]
+mod pool;
+#[path = "../tests/black_box/process.rs"]
+#[allow(dead_code, unused_imports, reason = "the tests use more of it")]
+mod process;
+#[path = "../src/sentinel.rs"]
+mod sentinel;
+#[path = "../src/server.rs"]
+#[allow(dead_code, reason = "the program uses more of it")]
+mod server;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use harness::{Node, Tree, free_ports, poll_until};
+use process::Process;
+
+/// What is kept under the keys k0 to k999, and what the bare server answers: a small value.
+const VALUE: &str = r#""teal""#;
+
+/// Keys that are read in turn to miss: too many to come round again within a lease.
+const MISS_KEYS: u32 = 60_000;
+
+/// A script for `wrk`: `next` makes the next request.
+const SCRIPTS: [(&str, &str); 4] = [
+    ("hit", r#"request = function() return wrk.format("GET", "/store/k1") end"#),
+    (
+        "miss",
+        r#"local n = 0
+request = function() n = (n + 1) % 60000; return wrk.format("GET", "/store/m" .. n) end"#,
+    ),
+    (
+        "write",
+        r#"local n = 0
+request = function() n = (n + 1) % 1000; return wrk.format("PUT", "/store/k" .. n, nil, '{"value":"teal"}') end"#,
+    ),
+    (
+        "mix",
+        r#"init = function() math.randomseed(os.time()) end
+request = function()
+  local path = "/store/k" .. math.random(0, 999)
+  if math.random(100) <= 5 then return wrk.format("PUT", path, nil, '{"value":"teal"}') end
+  return wrk.format("GET", path)
+end"#,
+    ),
+];
+
+/// Figures of one run or, as medians, of all runs of one load.
+#[derive(Clone, Copy, Default)]
+struct Figures {
+    requests_per_second: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+}
+
+struct Load {
+    title: &'static str,
+    script: &'static str,
+    ports: Vec<u16>,
+    runs: Vec<Figures>,
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, bare, port] = &arguments[..]
+        && bare == "bare"
+    {
+        return serve_bare(port.parse().expect("a port"));
+    }
+    assert!(Command::new("wrk").arg("-v").output().is_ok(), "wrk is missing: apt-get install wrk");
+    measure_throughput();
+    measure_messages();
+    measure_growth();
+}
+
+/// The bare server: the dispatcher and a constant answer.
+fn serve_bare(port: u16) {
+    let listener = server::listen(([127, 0, 0, 1], port).into()).expect("the port is free");
+    let body: Arc<[u8]> = format!(r#"{{"value":{VALUE}}}"#).into_bytes().into();
+    let answer = move |_: &server::Incoming| server::Answer::json(200, Arc::clone(&body));
+    let fatal = |error| panic!("{error}");
+    server::serve(listener, 1 << 20, pool::Pool::new(), Arc::new(answer), fatal).expect("threads can be started");
+    println!("ready");
+    loop {
+        std::thread::park();
+    }
+}
+
+fn measure_throughput() {
+    let rounds = number_from_env("BENCH_ROUNDS", 5);
+    let bare_port = free_ports(1);
+    let program = std::env::current_exe().expect("this program has a path");
+    let mut bare = Process::spawn_command(Command::new(program).args(["bare", &bare_port.to_string()]), &[]);
+    bare.wait_for_output("ready");
+    let tree = Tree::start(3, &[]);
+    let (root, leaf) = (tree.root().port, tree.leaf().port);
+    fill(&tree);
+
+    let leaves = tree.nodes[3..].iter().map(|node| node.port).collect();
+    let load = |title, script, ports| Load { title, script, ports, runs: Vec::new() };
+    let mut loads = [
+        load("bare server", "hit", vec![bare_port]),
+        load("hits at the root", "hit", vec![root]),
+        load("hits at a leaf", "hit", vec![leaf]),
+        load("misses at a leaf of depth 3", "miss", vec![leaf]),
+        load("writes at the root", "write", vec![root]),
+        load("writes at a leaf", "write", vec![leaf]),
+        load("95:5 mix over 1,000 keys, all four leaves", "mix", leaves),
+    ];
+    for round in 1..=rounds {
+        for load in &mut loads {
+            eprintln!("round {round} of {rounds}: {}", load.title);
+            load.runs.push(run_load(load));
+        }
+    }
+    println!("\n16 connections, medians of {rounds} rounds in turn\n");
+    println!("| load | requests/s | p50 ms | p99 ms | ratio to bare |\n|---|---|---|---|---|");
+    let bare = median(&loads[0].runs);
+    for load in &loads {
+        let Figures { requests_per_second, p50_ms, p99_ms } = median(&load.runs);
+        let ratio = requests_per_second / bare.requests_per_second;
+        println!("| {} | {requests_per_second:.0} | {p50_ms:.2} | {p99_ms:.2} | {ratio:.2} |", load.title);
+    }
+    println!();
+    for node in [tree.root(), tree.leaf()] {
+        println!("{} takes {:.1} MB after that, with 61,000 small keys in the tree", node.name, memory_mb(node));
+    }
+}
+
+/// How many messages one read and one write cost, as the depth grows: counted, not timed.
+fn measure_messages() {
+    println!(
+        "\n| depth | nodes | fetches for a read that misses everywhere | invalidations for a write when every node holds a copy |"
+    );
+    println!("|---|---|---|---|");
+    for depth in 1..=6 {
+        let tree = Tree::start(depth, &[("LEASE_SECONDS", "600")]);
+        let sum = |metric: &str| tree.nodes.iter().map(|node| node.metric(metric)).sum::<u64>();
+        tree.root().put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
+        tree.leaf().get("/store/k").expect(200, r#"{"value":1}"#);
+        let fetches = sum("fetches_sent_total");
+        for node in &tree.nodes {
+            node.get("/store/k").expect(200, r#"{"value":1}"#);
+        }
+        tree.root().put("k", "2").expect(200, r#"{"key":"k","value":2}"#);
+        println!("| {depth} | {} | {fetches} | {} |", tree.nodes.len(), sum("invalidations_sent_total"));
+    }
+}
+
+/// What a node takes, and how long many take to join.
+fn measure_growth() {
+    let began = Instant::now();
+    let tree = Tree::start(7, &[]);
+    println!("\n127 nodes joined one after another in {:.1} s on this machine", began.elapsed().as_secs_f64());
+    let all: f64 = tree.nodes.iter().map(memory_mb).sum();
+    println!("a node that has done nothing yet takes {:.1} MB", all / 127.0);
+}
+
+/// Puts the keys k0 to k999 and m0 to m59999.
+fn fill(tree: &Tree) {
+    let agent = ureq::Agent::new_with_defaults();
+    eprintln!("putting {} keys", MISS_KEYS + 1000);
+    for number in 0..MISS_KEYS + 1000 {
+        let key = if number < 1000 { format!("k{number}") } else { format!("m{}", number - 1000) };
+        let url = format!("{}/store/{key}", tree.root().url);
+        agent.put(&url).send(format!(r#"{{"value":{VALUE}}}"#)).expect("a put").body_mut().read_to_vec().expect("ok");
+    }
+}
+
+/// Sixteen connections in all, shared among the ports.
+fn run_load(load: &Load) -> Figures {
+    let seconds = number_from_env("BENCH_SECONDS", 3);
+    let script = script_path(load.script);
+    let connections = (16 / load.ports.len()).to_string();
+    let start = |port: &u16| -> Child {
+        Command::new("wrk")
+            .args(["-t1", "-c", &connections, "-d", &seconds.to_string(), "--latency", "-s"])
+            .arg(&script)
+            .arg(format!("http://127.0.0.1:{port}/"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("wrk can be started")
+    };
+    let running: Vec<Child> = load.ports.iter().map(start).collect();
+    let mut sum = Figures::default();
+    for wrk in running {
+        let output = wrk.wait_with_output().expect("wrk ends");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(!text.contains("Non-2xx") && !text.contains("Socket errors"), "{}: {text}", load.title);
+        sum.requests_per_second += word_after(&text, "Requests/sec:").parse::<f64>().expect("a number");
+        // Of several, the slowest.
+        sum.p50_ms = sum.p50_ms.max(milliseconds(word_after(&text, "50%")));
+        sum.p99_ms = sum.p99_ms.max(milliseconds(word_after(&text, "99%")));
+    }
+    sum
+}
+
+fn script_path(name: &str) -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.lua"));
+    let script = SCRIPTS.iter().find(|(known, _)| *known == name).expect("a script of that name").1;
+    fs::write(&path, script).expect("the target folder can be written");
+    path
+}
+
+fn word_after<'a>(text: &'a str, mark: &str) -> &'a str {
+    let rest = text.split_once(mark).unwrap_or_else(|| panic!("no {mark} in {text}")).1;
+    rest.split_whitespace().next().expect("a figure")
+}
+
+/// `wrk` writes 870.00us, 1.20ms or 1.01s.
+fn milliseconds(text: &str) -> f64 {
+    let digits = text.trim_end_matches(char::is_alphabetic);
+    let unit = match &text[digits.len()..] {
+        "us" => 0.001,
+        "ms" => 1.0,
+        "s" => 1000.0,
+        unit => panic!("a time in {unit}"),
+    };
+    digits.parse::<f64>().expect("a number") * unit
+}
+
+fn median(runs: &[Figures]) -> Figures {
+    let middle = |figure: fn(&Figures) -> f64| {
+        let mut figures: Vec<f64> = runs.iter().map(figure).collect();
+        figures.sort_unstable_by(f64::total_cmp);
+        figures[figures.len() / 2]
+    };
+    Figures {
+        requests_per_second: middle(|run| run.requests_per_second),
+        p50_ms: middle(|run| run.p50_ms),
+        p99_ms: middle(|run| run.p99_ms),
+    }
+}
+
+/// Resident memory, as Linux counts it.
+fn memory_mb(node: &Node) -> f64 {
+    let path = format!("/proc/{}/status", node.process.id());
+    let mut kilobytes = None;
+    poll_until(Duration::from_secs(1), "the memory of a process", || {
+        let status = fs::read_to_string(&path).unwrap_or_default();
+        kilobytes = status.split_once("VmRSS:").and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok());
+        kilobytes.is_some()
+    });
+    kilobytes.unwrap_or(0.0) / 1000.0
+}
+
+fn number_from_env(name: &str, default: u32) -> u32 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a whole number")))
+}
