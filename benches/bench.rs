@@ -28,9 +28,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use harness::{Node, Tree, free_ports, poll_until};
+use harness::{Node, Tree, free_ports};
 use process::Process;
 
 /// What is kept under the keys k0 to k999, and what the bare server answers: a small value.
@@ -40,7 +40,7 @@ const VALUE: &str = r#""teal""#;
 const MISS_KEYS: u32 = 60_000;
 
 /// A script for `wrk`: `next` makes the next request.
-const SCRIPTS: [(&str, &str); 4] = [
+const SCRIPTS: [(&str, &str); 5] = [
     ("hit", r#"request = function() return wrk.format("GET", "/store/k1") end"#),
     (
         "miss",
@@ -51,6 +51,15 @@ request = function() n = (n + 1) % 60000; return wrk.format("GET", "/store/m" ..
         "write",
         r#"local n = 0
 request = function() n = (n + 1) % 1000; return wrk.format("PUT", "/store/k" .. n, nil, '{"value":"teal"}') end"#,
+    ),
+    (
+        "mostly reads",
+        r#"init = function() math.randomseed(os.time()) end
+request = function()
+  local path = "/store/k" .. math.random(0, 99)
+  if math.random(1000) == 1 then return wrk.format("PUT", path, nil, '{"value":"teal"}') end
+  return wrk.format("GET", path)
+end"#,
     ),
     (
         "mix",
@@ -139,10 +148,37 @@ fn measure_throughput() {
         let ratio = requests_per_second / bare.requests_per_second;
         println!("| {} | {requests_per_second:.0} | {p50_ms:.2} | {p99_ms:.2} | {ratio:.2} |", load.title);
     }
+    measure_hits(&tree);
     println!();
     for node in [tree.root(), tree.leaf()] {
         println!("{} takes {:.1} MB after that, with 61,000 small keys in the tree", node.name, memory_mb(node));
     }
+}
+
+/// How many of the reads at the leaves are answered from copies, when one operation in 1,000 is a write. Each
+/// copy must be fetched anew once a lease and after each write of its key: more hits there cannot be.
+fn measure_hits(tree: &Tree) {
+    let leaves = &tree.nodes[3..];
+    let reads =
+        |from: &str| -> u64 { leaves.iter().map(|leaf| leaf.metric(&format!("reads_total{{from=\"{from}\"}}"))).sum() };
+    let ports = leaves.iter().map(|leaf| leaf.port).collect();
+    let load = Load { title: "mostly reads", script: "mostly reads", ports, runs: Vec::new() };
+    let (copies, fetches, writes) = (reads("copy"), reads("fetch"), tree.root().metric("writes_total"));
+    let began = Instant::now();
+    run_load(&load);
+    let seconds = began.elapsed().as_secs_f64();
+    let (copies, fetches) = (reads("copy") - copies, reads("fetch") - fetches);
+    let writes = tree.root().metric("writes_total") - writes;
+    #[expect(clippy::cast_precision_loss, reason = "counts of a few seconds are far below 2^52")]
+    let (reads, share) = ((copies + fetches) as f64, copies as f64 / (copies + fetches) as f64);
+    #[expect(clippy::cast_precision_loss, reason = "as above")]
+    let misses = 4.0 * (100.0 * seconds / 5.0 + writes as f64);
+    println!(
+        "\n{:.0} reads/s at four leaves, 100 keys, 1 write in 1,000: {:.2} % answered from copies; the limit is {:.2} %",
+        reads / seconds,
+        100.0 * share,
+        100.0 * (1.0 - misses / reads)
+    );
 }
 
 /// How many messages one read and one write cost, as the depth grows: counted, not timed.
@@ -250,16 +286,9 @@ fn median(runs: &[Figures]) -> Figures {
     }
 }
 
-/// Resident memory, as Linux counts it.
+#[expect(clippy::cast_precision_loss, reason = "kilobytes are far below 2^52")]
 fn memory_mb(node: &Node) -> f64 {
-    let path = format!("/proc/{}/status", node.process.id());
-    let mut kilobytes = None;
-    poll_until(Duration::from_secs(1), "the memory of a process", || {
-        let status = fs::read_to_string(&path).unwrap_or_default();
-        kilobytes = status.split_once("VmRSS:").and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok());
-        kilobytes.is_some()
-    });
-    kilobytes.unwrap_or(0.0) / 1000.0
+    node.process.memory_kb() as f64 / 1000.0
 }
 
 fn number_from_env(name: &str, default: u32) -> u32 {

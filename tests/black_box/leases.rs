@@ -3,7 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Tree, poll_until};
+use crate::client::Raw;
+use crate::harness::{Tree, load_alone, poll_until};
 
 const FROM_COPY: &str = "reads_total{from=\"copy\"}";
 
@@ -86,6 +87,31 @@ fn a_paused_parent_costs_one_reader_its_time_limit_and_the_next_one_nothing() {
         let asked = Instant::now();
         tree.node(4).get(&format!("/store/{key}")).expect(200, r#"{"value":1}"#);
         assert!(asked.elapsed() < Duration::from_secs(1), "the parent is passed over");
+    }
+}
+
+#[test]
+fn a_thousand_reads_that_wait_for_a_paused_parent_keep_no_hit_waiting() {
+    let _alone = load_alone();
+    let tree = Tree::start(3, &[("LEASE_SECONDS", "60")]);
+    let leaf = tree.node(4);
+    tree.root().put("k", "1");
+    leaf.get("/store/k").expect(200, r#"{"value":1}"#);
+    tree.node(2).pause();
+    tree.root().pause();
+    let mut waiting: Vec<Raw> = (0..1000).map(|_| Raw::connect(leaf.port).expect("it accepts")).collect();
+    for (raw, number) in waiting.iter_mut().zip(0..) {
+        raw.send(format!("GET /store/other{number} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).expect("it is open");
+    }
+    poll_until(Duration::from_secs(4), "all wait", || leaf.metric("fetches_sent_total") >= 1001);
+    let asked = Instant::now();
+    for _ in 0..20 {
+        leaf.get("/store/k").expect(200, r#"{"value":1}"#);
+    }
+    let took = asked.elapsed() / 20;
+    assert!(took < Duration::from_millis(500), "a hit took {took:?}");
+    for raw in &mut waiting {
+        assert_eq!(raw.read_answer().expect("it is answered").status, 503);
     }
 }
 

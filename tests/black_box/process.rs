@@ -120,6 +120,13 @@ impl Process {
         std::fs::read_dir(format!("/proc/{}/{what}", self.id())).map_or(0, Iterator::count)
     }
 
+    /// The memory that it takes, as Linux counts it: resident, in kB.
+    pub fn memory_kb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    }
+
     /// What it has printed so far.
     pub fn printed(&self) -> String {
         self.stdout.text()
