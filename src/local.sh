@@ -34,6 +34,9 @@ for id in "${ids[@]}"; do
   fi
 done
 
+# A connection takes two descriptors, and the usual 1,024 are soon gone. Where more may not be had, so be it.
+ulimit -n "$(ulimit -Hn)" 2>/dev/null || true
+
 lines=$(mktemp -d)      # what each node prints once it has its place
 pids=()                 # of the processes that this script started, by id
 stop() {
