@@ -291,7 +291,7 @@ fn describe(node: &Node) -> Answer {
         parent: place.and_then(|place| place.ancestors.first()),
         ancestors: place.map_or(&[], |place| &place.ancestors),
         children: place.map_or(&[], |place| &place.children),
-        zookeeper: "off",
+        zookeeper: node.zookeeper(),
         entries: gauges.entries,
         copies: gauges.copies,
         bytes: gauges.bytes,

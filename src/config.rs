@@ -37,6 +37,8 @@ pub struct Config {
     pub max_value_bytes: usize,
     /// What this node holds at most.
     pub max_store_bytes: usize,
+    /// ZooKeeper's servers, `host:port` each; none: this node does not register.
+    pub zookeeper: Vec<String>,
     /// The shared secret of the nodes.
     pub token: Option<String>,
     /// How much is logged.
@@ -96,6 +98,7 @@ impl Config {
             lease: env.seconds("LEASE_SECONDS", 5.0, 0.1, 3600.0)?,
             max_value_bytes: env.number("MAX_VALUE_BYTES", 1 << 20, 1, 1 << 30)?,
             max_store_bytes: env.number("MAX_STORE_BYTES", 256 << 20, 1, usize::MAX)?,
+            zookeeper: env.servers("ZOOKEEPER")?,
             token: env.token("TREE_TOKEN")?,
             log_level: env.parse("RUST_LOG", "info", "off, error, warn, info, debug or trace")?,
         })
@@ -159,6 +162,15 @@ impl<F: Fn(&'static str) -> Option<String>> Lookup<F> {
         }
     }
 
+    fn servers(&self, variable: &'static str) -> Result<Vec<String>, ConfigError> {
+        let Some(value) = (self.0)(variable) else { return Ok(Vec::new()) };
+        if value.split(',').all(is_server) {
+            Ok(value.split(',').map(str::to_owned).collect())
+        } else {
+            Err(refuse(variable, value, "host:port[,host:port…]"))
+        }
+    }
+
     fn token(&self, variable: &'static str) -> Result<Option<String>, ConfigError> {
         match (self.0)(variable) {
             Some(token) if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) => {
@@ -185,6 +197,17 @@ pub fn base_url(text: &str) -> Option<String> {
         && (authority.as_str() == authority.host() || authority.port_u16().is_some())
         && !authority.as_str().contains('@');
     plain.then(|| format!("http://{authority}"))
+}
+
+/// Whether `text` is a plain `host:port`.
+fn is_server(text: &str) -> bool {
+    let uri = Uri::from_str(&format!("http://{text}")).ok();
+    uri.as_ref().and_then(Uri::authority).is_some_and(|authority| {
+        authority.as_str() == text
+            && !authority.host().is_empty()
+            && authority.port_u16().is_some_and(|port| port > 0)
+            && !text.contains('@')
+    })
 }
 
 #[cfg(test)]
@@ -222,6 +245,7 @@ mod tests {
         let number = |range: &str| format!("a whole number from {range}");
         let url = "a URL of the form http://host:port";
         let address = "an IP address, such as 127.0.0.1 or 0.0.0.0";
+        let servers = "host:port[,host:port…]";
         for (variable, value, allowed) in [
             ("TREE_DEPTH", "0", number("1 to 16").as_str()),
             ("TREE_DEPTH", "17", &number("1 to 16")),
@@ -242,11 +266,27 @@ mod tests {
             ("LEASE_SECONDS", "NaN", "a number of seconds from 0.1 to 3600"),
             ("MAX_VALUE_BYTES", "1k", &number("1 to 1073741824")),
             ("MAX_STORE_BYTES", "0", &number("1 to 18446744073709551615")),
+            ("ZOOKEEPER", "", servers),
+            ("ZOOKEEPER", "here", servers),
+            ("ZOOKEEPER", ":2181", servers),
+            ("ZOOKEEPER", "here:0", servers),
+            ("ZOOKEEPER", "here:65536", servers),
+            ("ZOOKEEPER", "here:2181/chroot", servers),
+            ("ZOOKEEPER", "here:2181, there:2181", servers),
+            ("ZOOKEEPER", "here:2181,", servers),
+            ("ZOOKEEPER", "me@here:2181", servers),
             ("RUST_LOG", "loud", "off, error, warn, info, debug or trace"),
         ] {
             let expected = format!("{variable}={value:?}: must be {allowed}");
             assert_eq!(config(&[(variable, value)]).map(|_| ()), Err(expected));
         }
+    }
+
+    #[test]
+    fn zookeeper_may_be_several_servers() {
+        assert!(config(&[]).unwrap().zookeeper.is_empty());
+        let config = config(&[("ZOOKEEPER", "here:2181,10.0.0.1:2182,[::1]:2183")]).unwrap();
+        assert_eq!(config.zookeeper, ["here:2181", "10.0.0.1:2182", "[::1]:2183"]);
     }
 
     #[test]

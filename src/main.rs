@@ -2,9 +2,9 @@
 //!
 //! Reads climb. Writes jump to the root. Invalidations descend.
 //!
-//! This file is the boot, top to bottom: configuration, listen, join, serve. The other modules, in
+//! This file is the boot, top to bottom: configuration, listen, join, register, serve. The other modules, in
 //! reading order: [`config`], [`tree`], [`key`], [`store`], [`node`], [`join`], [`api`],
-//! [`server`] with [`pool`] and [`sentinel`], [`peer`], [`show`].
+//! [`server`] with [`pool`] and [`sentinel`], [`peer`], [`registry`] with [`session`] and [`znodes`], [`show`].
 
 mod api;
 mod config;
@@ -16,14 +16,17 @@ mod metrics;
 mod node;
 mod peer;
 mod pool;
+mod registry;
 mod sentinel;
 mod server;
+mod session;
 mod show;
 #[cfg(test)]
 mod simulation;
 mod store;
 mod tree;
 mod value;
+mod znodes;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -91,6 +94,8 @@ fn run() -> Result<(), String> {
     println!("{} listening on http://{address}", node.myself.name);
     let swept = Arc::clone(&node);
     start_thread("sweep", move || swept.keep_swept())?;
+    let registered = Arc::clone(&node);
+    start_thread("registry", move || registry::keep_registered(&registered))?;
     let joined = Arc::clone(&node);
     start_thread("join", move || {
         if let Err(error) = join::keep_joined(&joined) {
@@ -110,6 +115,8 @@ fn start_log(config: &Config) {
     let name = config.node_name();
     env_logger::Builder::new()
         .filter_level(config.log_level)
+        // Without its server this crate logs 65,000 lines a second; what they mean is logged by us.
+        .filter_module("zookeeper", log::LevelFilter::Off)
         .format(move |out, record| writeln!(out, "{name} {}: {}", record.level(), record.args()))
         .init();
     // A panic is a broken invariant, or one that tiny_http is known for; either way, one line.

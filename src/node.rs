@@ -62,6 +62,8 @@ pub struct Node {
     table: Mutex<ChildTable>,
     /// Guards where this node stands and how long copies live; only the root does without.
     joined: RwLock<Option<Joined>>,
+    /// Guards whether ZooKeeper has this node's znodes; nobody knows before the first attempt.
+    registered: Mutex<Option<bool>>,
 }
 
 /// What the root told of this node's place.
@@ -107,6 +109,7 @@ impl Node {
             pool,
             table: Mutex::new(ChildTable::new(config.tree_depth, root)),
             joined: RwLock::new(None),
+            registered: Mutex::default(),
             started,
             config,
             myself,
@@ -333,6 +336,21 @@ impl Node {
     #[must_use]
     pub fn is_joined(&self) -> bool {
         self.config.is_root() || self.joined().is_ok()
+    }
+
+    /// Says whether ZooKeeper has this node's znodes; returns whether that is new.
+    pub fn set_registered(&self, registered: bool) -> bool {
+        self.registered.lock().expect("nothing panics under this lock").replace(registered) != Some(registered)
+    }
+
+    /// How this node stands with ZooKeeper, in the words of `GET /`.
+    #[must_use]
+    pub fn zookeeper(&self) -> &'static str {
+        match *self.registered.lock().expect("nothing panics under this lock") {
+            _ if self.config.zookeeper.is_empty() => "off",
+            Some(true) => "registered",
+            _ => "not registered",
+        }
     }
 
     /// Takes the place that the root gave.

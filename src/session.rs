@@ -1,0 +1,211 @@
+//! One connection to ZooKeeper: from finding a server that serves to the few things that are done with znodes.
+//!
+//! The client (the crate `zookeeper`) reconnects by itself, and that is what it does badly: it spins
+//! at 17,000 attempts a second, it silently comes back with another session and without the ephemeral
+//! znode, or it never comes back. So a client is used for one connection only: the first sign that this
+//! is lost ends it (see [`Session::connect`]), and whoever wants another begins anew, with names looked up
+//! afresh. Watches are not used: they are lost with each connection, and a look each second costs less than
+//! the care for them.
+//!
+//! Invariant: a lost connection makes every call return an error, now and later. But a call may
+//! block for as long as a server hangs, or even panic: `registry.rs` makes up for that.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::panic::resume_unwind;
+use std::time::Duration;
+
+use zookeeper::{Acl, CreateMode, ZkError, ZkResult, ZkState, ZooKeeper};
+
+use crate::znodes::{LIVE, TREE, Wanted, Znode};
+
+/// The life of a session without a word from us, and so of the live znode of a node that died. Six checks:
+/// short, for people look there for who is alive; but a busy machine must not seem dead, and a
+/// ZooKeeper with default settings grants none under 4 s.
+pub const SESSION_LIFE: Duration = Duration::from_secs(6);
+
+/// How long a server may take to accept a connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long a server may take to say that it serves.
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
+
+/// How often the deletion of a subtree begins anew because somebody wrote into it.
+const DELETE_ATTEMPTS: u32 = 20;
+
+/// One connection to one server.
+pub struct Session {
+    zookeeper: ZooKeeper,
+    address: SocketAddr,
+    /// Told of every answer; says whether anybody still wants this session.
+    answered: Box<dyn Fn() -> bool + Send>,
+}
+
+impl Session {
+    /// Connects to the first server that says that it serves.
+    ///
+    /// # Errors
+    /// None does; the text says why, for each.
+    pub fn connect(servers: &[String], answered: impl Fn() -> bool + Send + 'static) -> Result<Self, String> {
+        let address = find_server(servers)?;
+        let zookeeper = ZooKeeper::connect(&address.to_string(), SESSION_LIFE, |_| {})
+            .map_err(|cause| format!("{address}: {cause:?}"))?;
+        // The listener runs on the client's own thread, before that begins to reconnect. Unwinding ends this
+        // thread, closes its socket, and makes all calls, waiting ones too, return an error; and unlike
+        // a panic it does so without a word in the log.
+        zookeeper.add_listener(|state| {
+            if !matches!(state, ZkState::Connected | ZkState::ConnectedReadOnly | ZkState::Closed) {
+                resume_unwind(Box::new("a client is used for one connection only"));
+            }
+        });
+        Ok(Self { zookeeper, address, answered: Box::new(answered) })
+    }
+
+    /// Where the server is.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Every call goes through here: so each answer is told, and a session that nobody wants any more stops.
+    fn call<T>(&self, call: impl FnOnce(&ZooKeeper) -> ZkResult<T>) -> ZkResult<T> {
+        let result = call(&self.zookeeper);
+        if (self.answered)() { result } else { Err(ZkError::OperationTimeout) }
+    }
+
+    /// The session that holds an ephemeral znode, if there is that znode. Which is our own the client does not tell.
+    ///
+    /// # Errors
+    /// No answer to this.
+    pub fn owner(&self, path: &str) -> ZkResult<Option<i64>> {
+        self.call(|zk| zk.exists(path, false)).map(|stat| stat.map(|stat| stat.ephemeral_owner))
+    }
+
+    /// Whether there is that znode.
+    ///
+    /// # Errors
+    /// No answer to this.
+    pub fn exists(&self, path: &str) -> ZkResult<bool> {
+        self.owner(path).map(|owner| owner.is_some())
+    }
+
+    /// The data of a znode, if there is that znode.
+    ///
+    /// # Errors
+    /// No answer to this.
+    pub fn data(&self, path: &str) -> ZkResult<Option<Vec<u8>>> {
+        self.call(|zk| zk.get_data(path, false)).map(|(data, _)| Some(data)).or_else(none_if_gone)
+    }
+
+    /// All znodes of the tree, parents first.
+    ///
+    /// # Errors
+    /// No answer to this.
+    pub fn read_tree(&self) -> ZkResult<Vec<Znode>> {
+        let (mut found, mut unread) = (Vec::new(), vec![Vec::new()]);
+        while let Some(above) = unread.pop() {
+            let path = [TREE.to_owned()].iter().chain(&above).cloned().collect::<Vec<_>>().join("/");
+            for name in self.call(|zk| zk.get_children(&path, false)).or_else(none_if_gone)? {
+                let data = self.data(&format!("{path}/{name}"))?.unwrap_or_default();
+                let path = [&above[..], &[name]].concat();
+                found.push(Znode { path: path.clone(), data });
+                unread.push(path);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes a znode say what it should.
+    ///
+    /// # Errors
+    /// No answer to this, or one above is missing.
+    pub fn write(&self, Wanted { path, data }: &Wanted) -> ZkResult<()> {
+        match self.data(path)? {
+            Some(found) if found == *data => Ok(()),
+            Some(_) => self.call(|zk| zk.set_data(path, data.clone(), None)).map(drop),
+            None => self.create(path, data, CreateMode::Persistent),
+        }
+    }
+
+    /// Makes a znode unless it is there; above `TREE` and `LIVE` also the one that is missing.
+    ///
+    /// # Errors
+    /// No answer to this, or one above is missing.
+    pub fn create(&self, path: &str, data: &[u8], mode: CreateMode) -> ZkResult<()> {
+        let create = |path: &str, data: &[u8], mode| match self
+            .call(|zk| zk.create(path, data.to_vec(), Acl::open_unsafe().clone(), mode))
+        {
+            Ok(_) | Err(ZkError::NodeExists) => Ok(()),
+            Err(cause) => Err(cause),
+        };
+        match create(path, data, mode) {
+            Err(ZkError::NoNode) if path == TREE || path == LIVE => {
+                create("/tree-cache", b"", CreateMode::Persistent)?;
+                create(path, data, mode)
+            }
+            result => result,
+        }
+    }
+
+    /// Deletes a znode with all below it, even while somebody writes there.
+    ///
+    /// # Errors
+    /// No answer to this.
+    pub fn delete_whole(&self, path: &str) -> ZkResult<()> {
+        for _ in 0..DELETE_ATTEMPTS {
+            for name in self.call(|zk| zk.get_children(path, false)).or_else(none_if_gone)? {
+                self.delete_whole(&format!("{path}/{name}"))?;
+            }
+            match self.call(|zk| zk.delete(path, None)) {
+                Ok(()) | Err(ZkError::NoNode) => return Ok(()),
+                Err(ZkError::NotEmpty) => {}
+                Err(cause) => return Err(cause),
+            }
+        }
+        Err(ZkError::NotEmpty)
+    }
+}
+
+/// A znode that is gone when we come to look has nothing in it.
+fn none_if_gone<T: Default>(cause: ZkError) -> ZkResult<T> {
+    if matches!(cause, ZkError::NoNode) { Ok(T::default()) } else { Err(cause) }
+}
+
+/// The address of the first server that says that it serves. The client is never shown another: it would
+/// wait for it for ever.
+fn find_server(servers: &[String]) -> Result<SocketAddr, String> {
+    let mut causes = Vec::new();
+    for server in servers {
+        match server.to_socket_addrs() {
+            Err(error) => causes.push(format!("{server}: {error}")),
+            Ok(addresses) => {
+                for address in addresses {
+                    match probe(address) {
+                        Ok(()) => return Ok(address),
+                        Err(cause) => causes.push(format!("{address}: {cause}")),
+                    }
+                }
+            }
+        }
+    }
+    Err(causes.join("; "))
+}
+
+fn probe(address: SocketAddr) -> Result<(), String> {
+    let ask = || {
+        let mut stream = TcpStream::connect_timeout(&address, CONNECT_LIMIT)?;
+        stream.set_read_timeout(Some(PROBE_LIMIT))?;
+        stream.write_all(b"srvr")?;
+        let mut answer = Vec::new();
+        stream.take(4096).read_to_end(&mut answer)?;
+        io::Result::Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    match ask() {
+        Ok(answer) if answer.contains("Mode:") => Ok(()),
+        Ok(answer) => Err(format!("does not serve: {:?}", answer.lines().next().unwrap_or_default())),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(format!("no answer within {} s", PROBE_LIMIT.as_secs()))
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
