@@ -4,7 +4,7 @@
 //!
 //! This file is the boot, top to bottom: configuration, listen, join, register, serve. The other modules, in
 //! reading order: [`config`], [`tree`], [`key`], [`store`], [`node`], [`join`], [`api`],
-//! [`server`] with [`pool`] and [`sentinel`], [`peer`], [`registry`] with [`session`] and [`znodes`], [`show`].
+//! [`server`] with [`pool`] and [`sentinel`], [`peer`], [`registry`] with [`session`], [`znodes`] and [`recovery`], [`show`].
 
 mod api;
 mod config;
@@ -16,6 +16,7 @@ mod metrics;
 mod node;
 mod peer;
 mod pool;
+mod recovery;
 mod registry;
 mod sentinel;
 mod server;
@@ -90,6 +91,9 @@ fn run() -> Result<(), String> {
     server::serve(listener, max_value_bytes, pool, handler, report)
         .map_err(|error| format!("could not serve {address}: {error}"))?;
 
+    if node.config.is_root() {
+        node.take_table(registry::find_tree(&node.config));
+    }
     join::join_root(&node)?;
     println!("{} listening on http://{address}", node.myself.name);
     let swept = Arc::clone(&node);

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, mpsc};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use crate::holders::{Holder, Record};
 use crate::metrics::Metrics;
 use crate::peer::{CallError, Peer, RawAnswer};
 use crate::pool::Pool;
+use crate::recovery::Recovery;
 use crate::store::{Answered, Gauges, Reading, Step, Store, StoreFull, Turn, Write};
 use crate::tree::{ALIVE, ChildTable, Member, NodeRef, Place};
 use crate::value::Value;
@@ -62,6 +63,8 @@ pub struct Node {
     table: Mutex<ChildTable>,
     /// Guards where this node stands and how long copies live; only the root does without.
     joined: RwLock<Option<Joined>>,
+    /// Set once the root has its child table; never at another node.
+    has_table: OnceLock<()>,
     /// Guards whether ZooKeeper has this node's znodes; nobody knows before the first attempt.
     registered: Mutex<Option<bool>>,
 }
@@ -109,6 +112,7 @@ impl Node {
             pool,
             table: Mutex::new(ChildTable::new(config.tree_depth, root)),
             joined: RwLock::new(None),
+            has_table: OnceLock::new(),
             registered: Mutex::default(),
             started,
             config,
@@ -327,7 +331,7 @@ impl Node {
     #[must_use]
     pub fn place(&self) -> Option<Arc<Place>> {
         if self.config.is_root() {
-            return Some(Arc::new(self.table().place(0)));
+            return self.has_table.get().map(|()| Arc::new(self.table().place(0)));
         }
         self.joined.read().expect("nothing panics under this lock").as_ref().map(|joined| Arc::clone(&joined.place))
     }
@@ -335,7 +339,20 @@ impl Node {
     /// Whether this node has its place.
     #[must_use]
     pub fn is_joined(&self) -> bool {
-        self.config.is_root() || self.joined().is_ok()
+        if self.config.is_root() { self.has_table.get().is_some() } else { self.joined().is_ok() }
+    }
+
+    /// Makes the root a root: with the child table that it found in ZooKeeper, or with an empty one.
+    pub fn take_table(&self, recovery: Recovery) {
+        if !matches!(recovery, Recovery::Off | Recovery::Empty) && self.config.tree_depth > 1 {
+            self.expect_former_holders();
+        }
+        if let Recovery::Restored(members) = recovery {
+            for (position, member) in members {
+                self.table().admit(member, Some(position));
+            }
+        }
+        self.has_table.get_or_init(|| ());
     }
 
     /// Says whether ZooKeeper has this node's znodes; returns whether that is new.

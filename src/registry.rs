@@ -1,10 +1,12 @@
-//! ZooKeeper, where the tree is kept a second time: each node writes its znodes there.
+//! ZooKeeper, where the tree is kept a second time: each node writes its znodes there, and a root that
+//! starts finds its child table there again.
 //!
 //! Invariant: nothing that ZooKeeper or its client does is felt by the cache. All that may block, panic
 //! or fail is done by a session's own thread, which reports after every step; another thread only
 //! listens, and waits by the clock. To the rest of the program a node is registered or it is not.
 //!
-//! Left out: what the znodes say (`znodes.rs`), and how they are read and written (`session.rs`).
+//! Left out: what the znodes say (`znodes.rs`), how they are read and written (`session.rs`), and whether a
+//! tree fits (`recovery.rs`).
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -17,15 +19,19 @@ use zookeeper::{CreateMode, ZkError, ZkResult};
 
 use crate::config::Config;
 use crate::node::Node;
+use crate::recovery::{self, Fitting, Recovery};
 use crate::session::{SESSION_LIFE, Session};
 use crate::tree::Member;
-use crate::znodes::{self, LIVE, Shape, Wanted};
+use crate::znodes::{self, LIVE, Shape, TREE, Wanted};
 
 /// Between two looks at this node's znodes.
 const CHECK_PAUSE: Duration = Duration::from_secs(1);
 
 /// A call that takes longer counts as unanswered.
 const CALL_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long a starting root waits for the tree.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(3);
 
 /// Before a new session; doubled each time that none came about.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -41,6 +47,8 @@ enum Report {
     Registered(SocketAddr),
     /// ZooKeeper answers, and yet something is missing.
     Incomplete(String),
+    /// What a starting root found.
+    Found(Recovery),
     /// The session is over; why.
     Ended(String),
 }
@@ -79,7 +87,7 @@ fn listen(node: &Node, reports: &Receiver<Report>, pause: &mut Duration) -> Stri
             }
             Ok(Report::Incomplete(cause)) => note(node, false, &cause),
             Ok(Report::Ended(cause)) => return cause,
-            Ok(Report::Answered) => {}
+            Ok(Report::Answered | Report::Found(_)) => {}
             Err(RecvTimeoutError::Disconnected) => return "the client panicked".to_owned(),
             Err(RecvTimeoutError::Timeout) => {
                 let cause = format!("no answer within {} s", CALL_LIMIT.as_secs());
@@ -101,6 +109,40 @@ fn note(node: &Node, registered: bool, text: &str) {
         (true, true) => log::info!("registered in ZooKeeper at {text}"),
         (true, false) => log::warn!("not registered in ZooKeeper, trying again and again: {text}"),
     }
+}
+
+/// Asks ZooKeeper for the tree that a former run of this root had; waits [`RECOVERY_LIMIT`] at most.
+#[must_use]
+pub fn find_tree(config: &Config) -> Recovery {
+    let deadline = Instant::now() + RECOVERY_LIMIT;
+    let shape = shape(config);
+    let mut servers = config.zookeeper.clone();
+    let mut cause = format!("no answer within {} s", RECOVERY_LIMIT.as_secs());
+    while !servers.is_empty() {
+        let reports = start_session(&servers, move |session, reports| {
+            recover(session, shape).map_or_else(
+                |cause| cause,
+                |recovery| {
+                    let _ = reports.send(Report::Found(recovery));
+                    ZkError::SessionExpired
+                },
+            )
+        });
+        while let Ok(report) = reports.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            match report {
+                Report::Found(recovery) => return recovery,
+                Report::Ended(ended) => cause = ended,
+                _ => {}
+            }
+        }
+        if Instant::now() + FIRST_PAUSE >= deadline {
+            log::warn!("starting without the tree that ZooKeeper may have: {cause}");
+            return Recovery::NoAnswer;
+        }
+        thread::sleep(FIRST_PAUSE);
+        servers.rotate_left(1);
+    }
+    Recovery::Off
 }
 
 fn shape(config: &Config) -> Shape {
@@ -211,4 +253,25 @@ fn mirror_table(session: &Session, node: &Node, mirrored: &mut Vec<(u32, u64)>) 
     }
     *mirrored = runs;
     Ok(())
+}
+
+/// Reads the tree that a former run of this root had. One that does not fit is deleted.
+fn recover(session: &Session, shape: Shape) -> ZkResult<Recovery> {
+    let Some(kept_shape) = session.data(TREE)? else { return Ok(Recovery::Empty) };
+    let found = session.read_tree()?;
+    Ok(match recovery::fit(shape, &kept_shape, &found) {
+        Ok(_) if found.is_empty() => Recovery::Empty,
+        Ok(Fitting { members, unreadable }) => {
+            for path in unreadable {
+                log::warn!("ignoring {path} in ZooKeeper: its data cannot be read");
+            }
+            log::info!("took {} places below the root from ZooKeeper's tree", members.len());
+            Recovery::Restored(members)
+        }
+        Err(cause) => {
+            log::warn!("deleting ZooKeeper's tree, which does not fit: {cause}");
+            session.delete_whole(TREE)?;
+            Recovery::Unfit
+        }
+    })
 }

@@ -169,7 +169,7 @@ pub fn unsaid<'a>(table: &'a [Wanted], znodes: &[Znode]) -> Vec<&'a Wanted> {
     table.iter().filter(|wanted| !is_said(wanted)).collect()
 }
 
-/// Trees for tests.
+/// Trees for tests, here and in `recovery.rs`.
 #[cfg(test)]
 pub mod samples {
     use super::*;
