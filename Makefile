@@ -1,4 +1,4 @@
-.PHONY: help local test soak bench check
+.PHONY: help local zookeeper test soak bench check
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -7,8 +7,13 @@ local: ## build, and run the whole tree as processes of this machine (no Docker)
 	@cargo build --release --locked
 	@bash src/local.sh target/release/tree-cache
 
-test: ## all tests (most of them wait for processes, so six at a time)
+zookeeper: ## a private ZooKeeper in the foreground, to try: ZOOKEEPER=127.0.0.1:2181 make local
+	@tests/zookeeper/server.sh try
+
+test: ## all tests, several at a time, for they mostly wait; installs Java and ZooKeeper if it may
+	@tests/zookeeper/server.sh install
 	RUST_TEST_THREADS=6 cargo test --locked
+	RUST_TEST_THREADS=4 cargo test --locked --test zookeeper -- --include-ignored
 
 soak: ## clients on all nodes while nodes are killed and paused, for SOAK_SECONDS (60)
 	SOAK_SECONDS=$(or $(SOAK_SECONDS),60) cargo test --locked --release --test black_box coherence -- --nocapture
