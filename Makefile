@@ -1,7 +1,30 @@
-.PHONY: help local zookeeper test soak bench check
+.PHONY: help up status logs zk halt down reup local zookeeper test test-up soak bench check
+
+# Vagrant would ask its makers for news otherwise.
+export VAGRANT_CHECKPOINT_DISABLE = 1
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+up: ## build, and run the whole tree in containers (Docker, Vagrant)
+	@vagrant up
+
+status: ## draw that tree, and list its containers
+	@bash src/containers.sh status
+
+logs: ## show what its nodes log, and go on until Ctrl-C
+	@bash src/containers.sh logs
+
+zk: ## draw that tree as ZooKeeper has it
+	@bash src/containers.sh zk
+
+halt: ## stop it; up starts the same tree again
+	@vagrant halt
+
+down: ## remove it with its data, however it was left
+	@bash src/containers.sh remove
+
+reup: down up ## remove it and run it anew, with the code as it is now
 
 local: ## build, and run the whole tree as processes of this machine (no Docker)
 	@cargo build --release --locked
@@ -21,7 +44,7 @@ soak: ## clients on all nodes while nodes are killed and paused, for SOAK_SECOND
 bench: ## throughput beside the bare server, messages, memory (needs wrk)
 	cargo bench --locked --bench bench
 
-check: ## what CI runs: format, lints, documentation, tests
+check: ## what CI runs first: format, lints, documentation, tests
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
