@@ -44,6 +44,9 @@ soak: ## clients on all nodes while nodes are killed and paused, for SOAK_SECOND
 bench: ## throughput beside the bare server, messages, memory (needs wrk)
 	cargo bench --locked --bench bench
 
+test-up: ## test up and the like on real containers, and what a container's death does
+	@bash tests/up.sh
+
 check: ## what CI runs first: format, lints, documentation, tests
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
