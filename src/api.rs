@@ -29,6 +29,10 @@ const MAX_LISTED: usize = 1000;
 /// A listing ends at this length.
 const MAX_LISTING_BYTES: usize = 1 << 20;
 
+/// The longest ttl: 31 years. What the clock itself can count depends on when the machine started, and a
+/// limit that nobody can be told is none.
+const MAX_TTL: Duration = Duration::from_secs(1_000_000_000);
+
 /// What a node can be asked.
 #[derive(Debug, PartialEq)]
 enum Call {
@@ -204,9 +208,10 @@ fn put(node: &Arc<Node>, key: &str, body: &[u8]) -> Result<Answer, Error> {
 }
 
 fn read_ttl(seconds: f64) -> Result<Duration, Error> {
-    let ttl = Duration::try_from_secs_f64(seconds).ok().filter(|ttl| !ttl.is_zero());
-    ttl.filter(|ttl| Instant::now().checked_add(*ttl).is_some()).ok_or_else(|| {
-        Error::BadBody(format!("ttl={seconds} is not a number of seconds over 0 that a clock can count"))
+    let ttl = Duration::try_from_secs_f64(seconds).ok().filter(|ttl| !ttl.is_zero() && *ttl <= MAX_TTL);
+    // In the short form: 1e300 has 301 digits otherwise.
+    ttl.ok_or_else(|| {
+        Error::BadBody(format!("ttl={seconds:?} is not a number of seconds over 0 and at most {}", MAX_TTL.as_secs()))
     })
 }
 

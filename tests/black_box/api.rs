@@ -460,3 +460,15 @@ fn a_write_that_was_passed_on_already_goes_no_further() {
     }
     assert_eq!(tree.root().metric("writes_total"), 0);
 }
+
+#[test]
+fn a_ttl_out_of_range_is_422_in_few_words() {
+    let root = Node::alone();
+    for (ttl, shown) in
+        [("0", "0.0"), ("-1", "-1.0"), ("5e-324", "5e-324"), ("1e300", "1e300"), ("1000000001", "1000000001.0")]
+    {
+        let detail = format!("ttl={shown} is not a number of seconds over 0 and at most 1000000000");
+        root.call("PUT", "/store/k", format!(r#"{{"value":1,"ttl":{ttl}}}"#).as_bytes()).expect_error(422, &detail);
+    }
+    root.call("PUT", "/store/k", br#"{"value":1,"ttl":1e9}"#).expect(200, r#"{"key":"k","value":1}"#);
+}
