@@ -183,14 +183,21 @@ fn is_authorized(token: Option<&str>, header: Option<&str>) -> bool {
 
 fn get(node: &Node, key: &str) -> Result<Answer, Error> {
     let result = node.read(key, None, Instant::now() + READ_LIMIT);
-    match &result {
-        Ok((Answered { value: Some(_), .. }, Source::Entry)) => node.metrics.reads_from_entry.count(),
-        Ok((Answered { value: Some(_), .. }, Source::Copy)) => node.metrics.reads_from_copy.count(),
-        Ok((Answered { value: Some(_), .. }, Source::Fetch)) => node.metrics.reads_from_fetch.count(),
-        _ => node.metrics.reads_from_none.count(),
-    }
+    let found = match &result {
+        Ok((Answered { value: Some(_), .. }, source)) => Some(*source),
+        _ => None,
+    };
+    let counters = &node.metrics;
+    let (counter, status) = match found {
+        Some(Source::Entry) => (&counters.reads_from_entry, "tree-cache; hit; detail=entry"),
+        Some(Source::Copy) => (&counters.reads_from_copy, "tree-cache; hit; detail=copy"),
+        Some(Source::Fetch) => (&counters.reads_from_fetch, "tree-cache; fwd=uri-miss; detail=fetch"),
+        None => (&counters.reads_from_none, ""),
+    };
+    counter.count();
     let value = result?.0.value.ok_or(Error::KeyNotFound)?;
-    Ok(Answer::json(200, value.body()))
+    // RFC 9211: what answered this one reader. The counters cannot say it, for others read meanwhile.
+    Ok(Answer::json(200, value.body()).with_header("Cache-Status", status))
 }
 
 #[derive(Deserialize)]

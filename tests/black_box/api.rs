@@ -472,3 +472,14 @@ fn a_ttl_out_of_range_is_422_in_few_words() {
     }
     root.call("PUT", "/store/k", br#"{"value":1,"ttl":1e9}"#).expect(200, r#"{"key":"k","value":1}"#);
 }
+
+#[test]
+fn a_read_says_what_answered_it() {
+    let tree = Tree::start(2, &[]);
+    tree.root().put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
+    let status = |node: &Node, key: &str| node.get(&format!("/store/{key}")).header("cache-status").map(str::to_owned);
+    assert_eq!(status(tree.root(), "k").as_deref(), Some("tree-cache; hit; detail=entry"));
+    assert_eq!(status(tree.leaf(), "k").as_deref(), Some("tree-cache; fwd=uri-miss; detail=fetch"));
+    assert_eq!(status(tree.leaf(), "k").as_deref(), Some("tree-cache; hit; detail=copy"));
+    assert_eq!(status(tree.leaf(), "none"), None);
+}
