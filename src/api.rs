@@ -17,6 +17,7 @@ use crate::holders::Holder;
 use crate::join;
 use crate::key;
 use crate::node::{Node, READ_LIMIT, Source};
+use crate::page;
 use crate::peer::{JoinRequest, RawAnswer};
 use crate::server::{Answer, Incoming};
 use crate::store::{Answered, Write};
@@ -60,7 +61,9 @@ fn respond(node: &Arc<Node>, incoming: &Incoming) -> Result<Answer, Error> {
         return Err(Error::Unauthorized);
     }
     match call {
-        Call::Describe => Ok(describe(node)),
+        // The same URL has two answers, and a cache in between must know.
+        Call::Describe if page::is_wanted(incoming.header("Accept")) => Ok(page::page().with_header("Vary", "Accept")),
+        Call::Describe => Ok(describe(node).with_header("Vary", "Accept")),
         Call::Metrics => Ok(metrics(node)),
         _ if !node.is_joined() => Err(Error::NotJoined),
         Call::Get { key } => get(node, &key),

@@ -4,7 +4,8 @@
 //!
 //! This file is the boot, top to bottom: configuration, listen, join, register, serve. The other modules, in
 //! reading order: [`config`], [`tree`], [`key`], [`store`], [`node`], [`join`], [`api`],
-//! [`server`] with [`pool`] and [`sentinel`], [`peer`], [`registry`] with [`session`], [`znodes`] and [`recovery`], [`show`].
+//! [`server`] with [`pool`] and [`sentinel`], [`peer`], [`registry`] with [`session`], [`znodes`] and
+//! [`recovery`], [`show`], [`page`].
 
 mod api;
 mod config;
@@ -14,6 +15,7 @@ mod join;
 mod key;
 mod metrics;
 mod node;
+mod page;
 mod peer;
 mod pool;
 mod recovery;

@@ -10,6 +10,7 @@ mod harness;
 mod hostile;
 mod leases;
 mod local;
+mod page;
 mod process;
 mod program;
 mod tree;

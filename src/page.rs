@@ -1,0 +1,95 @@
+//! What a node shows of itself to people: a page that draws the tree.
+//!
+//! Invariant: the page's policy lets the script and the style run that are in `page.html`, and nothing
+//! else: no other origin is asked, no HTML is made from text, and no site can frame the page. Left out:
+//! drawing. The page does that itself, from what everybody can ask.
+
+use crate::server::Answer;
+
+/// The page; one file, so that a node needs nothing beside its program.
+const PAGE: &str = include_str!("page.html");
+
+/// The hashes are those of the texts between `<style>` and `</style>`, `<script>` and `</script>`; a test
+/// says the right ones. Worked out at each start, they would cost a hash function that nothing else needs.
+const POLICY: &str = "default-src 'none'; \
+    style-src 'sha256-YtFg0Rdh7d064ZSacX59YMD0ZiWaSi7sV5CaO67IDXc='; \
+    script-src 'sha256-gpSGedd2LCc+RHZMd9SpWPaIPDVDdlhxRu4hyLxGzNY='; \
+    connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; \
+    require-trusted-types-for 'script'; trusted-types 'none'";
+
+/// Whether the client of a `GET /` wants the page. Every browser names `text/html`; curl and nodes do not.
+#[must_use]
+pub fn is_wanted(accept: Option<&str>) -> bool {
+    accept.is_some_and(|accept| accept.to_ascii_lowercase().contains("text/html"))
+}
+
+/// The page.
+#[must_use]
+pub fn page() -> Answer {
+    Answer { content_type: "text/html; charset=utf-8", ..Answer::json(200, PAGE.as_bytes()) }
+        .with_header("Content-Security-Policy", POLICY)
+        .with_header("X-Content-Type-Options", "nosniff")
+        .with_header("Cache-Control", "no-cache")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// SHA-256 in base64, as a policy writes it; these commands spare us a package for one test.
+    fn hash(text: &str) -> String {
+        let command = "sha256sum | cut -c1-64 | tr a-f A-F | basenc --base16 --decode | base64";
+        let mut child = Command::new("sh")
+            .args(["-c", command])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("there is a shell");
+        child.stdin.take().expect("it is piped").write_all(text.as_bytes()).expect("the command reads");
+        let output = child.wait_with_output().expect("the command ends");
+        let hash = String::from_utf8(output.stdout).expect("base64 is ASCII").trim().to_owned();
+        assert_eq!(hash.len(), 44, "{command} does not work here");
+        hash
+    }
+
+    fn between<'a>(start: &str, end: &str) -> &'a str {
+        let mut parts = PAGE.split(start);
+        let (_, rest) = (parts.next(), parts.next().unwrap_or_else(|| panic!("the page has no {start}")));
+        assert_eq!(parts.next(), None, "the page has one {start}");
+        rest.split_once(end).unwrap_or_else(|| panic!("the page has no {end}")).0
+    }
+
+    #[test]
+    fn the_policy_allows_the_style_and_the_script_of_the_page() {
+        for (directive, start, end) in [("style-src", "<style>", "</style>"), ("script-src", "<script>", "</script>")] {
+            let right = format!("{directive} 'sha256-{}';", hash(between(start, end)));
+            assert!(POLICY.contains(&right), "page.html has changed; POLICY must say {right}");
+        }
+    }
+
+    #[test]
+    fn the_page_is_small_and_names_no_other_place() {
+        assert!(PAGE.len() < 16 << 10, "{} bytes", PAGE.len());
+        // The name of a format, which nobody asks.
+        let page = PAGE.replace("http://www.w3.org/2000/svg", "");
+        for elsewhere in ["src=", "http:", "https:", "@import", "url("] {
+            assert!(!page.contains(elsewhere), "{elsewhere}");
+        }
+    }
+
+    #[test]
+    fn browsers_want_the_page_and_others_do_not() {
+        for (accept, wanted) in [
+            (None, false),
+            (Some("*/*"), false),
+            (Some("application/json"), false),
+            (Some("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"), true),
+            (Some("Text/HTML"), true),
+        ] {
+            assert_eq!(is_wanted(accept), wanted, "{accept:?}");
+        }
+    }
+}
