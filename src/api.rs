@@ -40,6 +40,7 @@ enum Call {
     Describe,
     Nodes,
     Metrics,
+    DescribeApi,
     List { limit: usize },
     Get { key: String },
     Put { key: String },
@@ -64,6 +65,7 @@ fn respond(node: &Arc<Node>, incoming: &Incoming) -> Result<Answer, Error> {
         // The same URL has two answers, and a cache in between must know.
         Call::Describe if page::is_wanted(incoming.header("Accept")) => Ok(page::page().with_header("Vary", "Accept")),
         Call::Describe => Ok(describe(node).with_header("Vary", "Accept")),
+        Call::DescribeApi => Ok(page::description()),
         Call::Metrics => Ok(metrics(node)),
         _ if !node.is_joined() => Err(Error::NotJoined),
         Call::Get { key } => get(node, &key),
@@ -92,6 +94,7 @@ fn route(method: &str, target: &str) -> Result<Call, Error> {
         ["nodes"] if reads => Ok(Call::Nodes),
         ["nodes"] if method == "POST" => Ok(Call::Join),
         ["metrics"] if reads => Ok(Call::Metrics),
+        ["openapi.json"] if reads => Ok(Call::DescribeApi),
         ["store"] if reads => Ok(Call::List { limit: read_limit(query)? }),
         ["store", segment] => {
             let key = key::decode(segment).map_err(Error::BadKey);
@@ -115,7 +118,7 @@ fn route(method: &str, target: &str) -> Result<Call, Error> {
             }
         }
         ["nodes"] => no_method("GET, HEAD, POST"),
-        ["" | "metrics" | "store"] => no_method("GET, HEAD"),
+        ["" | "metrics" | "openapi.json" | "store"] => no_method("GET, HEAD"),
         _ => Err(Error::NoSuchPath(path.chars().take(100).collect())),
     }
 }

@@ -1,4 +1,4 @@
-//! What a node shows of itself to people: a page that draws the tree.
+//! What a node shows of itself: a page that draws the tree, for people, and the API's description, for programs.
 //!
 //! Invariant: the page's policy lets the script and the style run that are in `page.html`, and nothing
 //! else: no other origin is asked, no HTML is made from text, and no site can frame the page. Left out:
@@ -30,6 +30,12 @@ pub fn page() -> Answer {
         .with_header("Content-Security-Policy", POLICY)
         .with_header("X-Content-Type-Options", "nosniff")
         .with_header("Cache-Control", "no-cache")
+}
+
+/// What clients can ask, as `OpenAPI` 3.1.
+#[must_use]
+pub fn description() -> Answer {
+    Answer::json(200, include_bytes!("openapi.json").as_slice())
 }
 
 #[cfg(test)]
