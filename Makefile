@@ -1,4 +1,4 @@
-.PHONY: help up status logs zk halt down reup local zookeeper test test-up soak bench check
+.PHONY: help up status logs zk halt down reup local zookeeper test test-page test-up soak bench check
 
 # Vagrant would ask its makers for news otherwise.
 export VAGRANT_CHECKPOINT_DISABLE = 1
@@ -37,6 +37,9 @@ test: ## all tests, several at a time, for they mostly wait; installs Java and Z
 	@tests/zookeeper/server.sh install
 	RUST_TEST_THREADS=6 cargo test --locked
 	RUST_TEST_THREADS=4 cargo test --locked --test zookeeper -- --include-ignored
+
+test-page: ## test the page in a real Chromium, and src/openapi.json against real nodes
+	@bash tests/page.sh
 
 soak: ## clients on all nodes while nodes are killed and paused, for SOAK_SECONDS (60)
 	SOAK_SECONDS=$(or $(SOAK_SECONDS),60) cargo test --locked --release --test black_box coherence -- --nocapture
