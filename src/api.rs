@@ -1,7 +1,7 @@
-//! The HTTP API: a request becomes a [`Call`], the call is done, and its result becomes an answer.
+//! The HTTP API: the [`Call`] that a request is, is done, and its result becomes an answer.
 //!
-//! Reading a request and doing it are two steps, so that the one `match` in [`respond`] shows
-//! everything that a node can be asked. Errors are values until [`answer_error`], which picks the status.
+//! The one `match` in [`respond`] shows everything that a node can be asked. Errors are values until
+//! [`answer_error`], which picks the status.
 //!
 //! Left out: sockets and threads (`server.rs`).
 
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::call::{self, Call};
 use crate::config::base_url;
 use crate::error::Error;
 use crate::holders::Holder;
@@ -24,31 +25,12 @@ use crate::store::{Answered, Write};
 use crate::tree::{self, NodeRef};
 use crate::value::Value;
 
-/// Keys in one listing.
-const MAX_LISTED: usize = 1000;
-
 /// A listing ends at this length.
 const MAX_LISTING_BYTES: usize = 1 << 20;
 
 /// The longest ttl: 31 years. What the clock itself can count depends on when the machine started, and a
 /// limit that nobody can be told is none.
 const MAX_TTL: Duration = Duration::from_secs(1_000_000_000);
-
-/// What a node can be asked.
-#[derive(Debug, PartialEq)]
-enum Call {
-    Describe,
-    Nodes,
-    Metrics,
-    DescribeApi,
-    List { limit: usize },
-    Get { key: String },
-    Put { key: String },
-    Delete { key: String },
-    Join,
-    Fetch { key: String, holder: Holder, wait: Duration },
-    Invalidate { key: String, run: u64 },
-}
 
 /// Answers one request.
 #[must_use]
@@ -57,11 +39,14 @@ pub fn handle(node: &Arc<Node>, incoming: &Incoming) -> Answer {
 }
 
 fn respond(node: &Arc<Node>, incoming: &Incoming) -> Result<Answer, Error> {
-    let call = route(incoming.method(), incoming.target())?;
-    if call.is_between_nodes() && !is_authorized(node.config.token.as_deref(), incoming.header("Authorization")) {
+    let (method, target) = (incoming.method(), incoming.target());
+    // Before anything else is looked at: a stranger learns nothing from what is wrong with its call.
+    if call::is_between_nodes(method, target)
+        && !is_authorized(node.config.token.as_deref(), incoming.header("Authorization"))
+    {
         return Err(Error::Unauthorized);
     }
-    match call {
+    match Call::read(method, target)? {
         // The same URL has two answers, and a cache in between must know.
         Call::Describe if page::is_wanted(incoming.header("Accept")) => Ok(page::page().with_header("Vary", "Accept")),
         Call::Describe => Ok(describe(node).with_header("Vary", "Accept")),
@@ -70,7 +55,7 @@ fn respond(node: &Arc<Node>, incoming: &Incoming) -> Result<Answer, Error> {
         _ if !node.is_joined() => Err(Error::NotJoined),
         Call::Get { key } => get(node, &key),
         Call::List { limit } => Ok(list(node, limit)),
-        Call::Put { .. } | Call::Delete { .. } | Call::Nodes if !node.config.is_root() => {
+        call @ (Call::Put { .. } | Call::Delete { .. } | Call::Nodes) if !node.config.is_root() => {
             pass_on(node, &call, incoming)
         }
         Call::Put { key } => put(node, &key, &incoming.body),
@@ -82,86 +67,7 @@ fn respond(node: &Arc<Node>, incoming: &Incoming) -> Result<Answer, Error> {
     }
 }
 
-// -- reading a request -------------------------------------------------------------------------
-
-fn route(method: &str, target: &str) -> Result<Call, Error> {
-    let (path, query) = split_target(target);
-    let segments: Vec<&str> = path.split('/').skip(1).collect();
-    let reads = method == "GET" || method == "HEAD";
-    let no_method = |allow| Err(Error::NoSuchMethod { method: method.to_owned(), allow });
-    match segments[..] {
-        [""] if reads => Ok(Call::Describe),
-        ["nodes"] if reads => Ok(Call::Nodes),
-        ["nodes"] if method == "POST" => Ok(Call::Join),
-        ["metrics"] if reads => Ok(Call::Metrics),
-        ["openapi.json"] if reads => Ok(Call::DescribeApi),
-        ["store"] if reads => Ok(Call::List { limit: read_limit(query)? }),
-        ["store", segment] => {
-            let key = key::decode(segment).map_err(Error::BadKey);
-            match method {
-                "GET" | "HEAD" => Ok(Call::Get { key: key? }),
-                "PUT" => Ok(Call::Put { key: key? }),
-                "DELETE" => Ok(Call::Delete { key: key? }),
-                _ => no_method("GET, HEAD, PUT, DELETE"),
-            }
-        }
-        ["copies", segment] => {
-            let key = key::decode(segment).map_err(Error::BadKey);
-            match method {
-                "GET" => Ok(Call::Fetch {
-                    key: key?,
-                    holder: Holder { name: read_name(query)?, url: read_url(query)?, run: read_number(query, "run")? },
-                    wait: Duration::from_millis(read_number(query, "wait_ms")?),
-                }),
-                "DELETE" => Ok(Call::Invalidate { key: key?, run: read_number(query, "run")? }),
-                _ => no_method("GET, DELETE"),
-            }
-        }
-        ["nodes"] => no_method("GET, HEAD, POST"),
-        ["" | "metrics" | "openapi.json" | "store"] => no_method("GET, HEAD"),
-        _ => Err(Error::NoSuchPath(path.chars().take(100).collect())),
-    }
-}
-
-/// Path and query of a request's target, be it `/path` or `http://host/path`.
-fn split_target(target: &str) -> (&str, &str) {
-    let target = match target.strip_prefix("http://") {
-        Some(absolute) => absolute.find('/').map_or("/", |start| &absolute[start..]),
-        None => target,
-    };
-    target.split_once('?').unwrap_or((target, ""))
-}
-
-fn read_parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
-    query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
-}
-
-fn read_number(query: &str, name: &str) -> Result<u64, Error> {
-    let text = read_parameter(query, name).unwrap_or_default();
-    text.parse().map_err(|_| Error::BadQuery(format!("{name}={text:?} is not a whole number")))
-}
-
-fn read_name(query: &str) -> Result<String, Error> {
-    let name = read_parameter(query, "holder").unwrap_or_default();
-    let is_name = name.strip_prefix("NODE-").is_some_and(|id| id.parse::<u32>().is_ok());
-    is_name
-        .then(|| name.to_owned())
-        .ok_or_else(|| Error::BadQuery(format!("holder={name:?} is not the name of a node")))
-}
-
-fn read_url(query: &str) -> Result<String, Error> {
-    let text = read_parameter(query, "url").unwrap_or_default();
-    let url = key::decode(text).ok().and_then(|url| base_url(&url));
-    url.ok_or_else(|| Error::BadQuery(format!("url={text:?} is not a URL of the form http://host:port")))
-}
-
-fn read_limit(query: &str) -> Result<usize, Error> {
-    let Some(text) = read_parameter(query, "limit") else { return Ok(MAX_LISTED) };
-    match text.parse() {
-        Ok(limit @ 1..=MAX_LISTED) => Ok(limit),
-        _ => Err(Error::BadQuery(format!("limit={text:?} is not a whole number from 1 to {MAX_LISTED}"))),
-    }
-}
+// -- reading a request's rest ------------------------------------------------------------------
 
 /// Reads a body that must be a JSON object; a struct would be read from an array as well.
 fn read_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
@@ -169,12 +75,6 @@ fn read_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
         return Err(Error::BadBody("the body is not a JSON object".to_owned()));
     }
     serde_json::from_slice(body).map_err(|error| Error::BadBody(format!("the body is not what is asked for: {error}")))
-}
-
-impl Call {
-    fn is_between_nodes(&self) -> bool {
-        matches!(self, Self::Join | Self::Fetch { .. } | Self::Invalidate { .. })
-    }
 }
 
 fn is_authorized(token: Option<&str>, header: Option<&str>) -> bool {

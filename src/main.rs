@@ -3,11 +3,12 @@
 //! Reads climb. Writes jump to the root. Invalidations descend.
 //!
 //! This file is the boot, top to bottom: configuration, listen, join, register, serve. The other modules, in
-//! reading order: [`config`], [`tree`], [`key`], [`store`], [`node`], [`join`], [`api`],
+//! reading order: [`config`], [`tree`], [`key`], [`store`], [`node`], [`join`], [`call`], [`api`],
 //! [`server`] with [`pool`] and [`sentinel`], [`peer`], [`registry`] with [`session`], [`znodes`] and
 //! [`recovery`], [`show`], [`page`].
 
 mod api;
+mod call;
 mod config;
 mod error;
 mod holders;
