@@ -41,10 +41,8 @@ pub fn handle(node: &Arc<Node>, incoming: &Incoming) -> Answer {
 fn respond(node: &Arc<Node>, incoming: &Incoming) -> Result<Answer, Error> {
     let (method, target) = (incoming.method(), incoming.target());
     // Before anything else is looked at: a stranger learns nothing from what is wrong with its call.
-    if call::is_between_nodes(method, target)
-        && !is_authorized(node.config.token.as_deref(), incoming.header("Authorization"))
-    {
-        return Err(Error::Unauthorized);
+    if call::is_between_nodes(method, target) {
+        expect_node(node, incoming)?;
     }
     match Call::read(method, target)? {
         // The same URL has two answers, and a cache in between must know.
@@ -63,7 +61,7 @@ fn respond(node: &Arc<Node>, incoming: &Incoming) -> Result<Answer, Error> {
         Call::Nodes => Ok(nodes(node)),
         Call::Join => join_node(node, &incoming.body),
         Call::Fetch { key, holder, wait } => fetch(node, &key, &holder, wait),
-        Call::Invalidate { key, run } => invalidate(node, &key, run),
+        Call::Invalidate { key, run, level } => invalidate(node, &key, run, level),
     }
 }
 
@@ -77,6 +75,17 @@ fn read_object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
     serde_json::from_slice(body).map_err(|error| Error::BadBody(format!("the body is not what is asked for: {error}")))
 }
 
+/// Refuses whoever is not a node of this tree, as far as that can be told.
+fn expect_node(node: &Node, incoming: &Incoming) -> Result<(), Error> {
+    // A page on any site can make a browser send such a call to localhost, without a token to be stopped by.
+    // Browsers say that they are one.
+    if incoming.header("Origin").is_some() || incoming.header("Sec-Fetch-Site").is_some() {
+        return Err(Error::FromBrowser);
+    }
+    let authorized = is_authorized(node.config.token.as_deref(), incoming.header("Authorization"));
+    if authorized { Ok(()) } else { Err(Error::Unauthorized) }
+}
+
 fn is_authorized(token: Option<&str>, header: Option<&str>) -> bool {
     let Some(token) = token else { return true };
     let given = header.and_then(|header| header.strip_prefix("Bearer ")).unwrap_or_default();
@@ -88,21 +97,21 @@ fn is_authorized(token: Option<&str>, header: Option<&str>) -> bool {
 // -- for clients -------------------------------------------------------------------------------
 
 fn get(node: &Node, key: &str) -> Result<Answer, Error> {
-    let result = node.read(key, None, Instant::now() + READ_LIMIT);
-    let found = match &result {
-        Ok((Answered { value: Some(_), .. }, source)) => Some(*source),
-        _ => None,
+    let metrics = &node.metrics;
+    let (value, source) = match node.read(key, None, Instant::now() + READ_LIMIT) {
+        Ok((Answered { value: Some(value), .. }, source)) => (value, source),
+        nothing => {
+            metrics.reads_from_none.count();
+            return nothing.and(Err(Error::KeyNotFound));
+        }
     };
-    let counters = &node.metrics;
-    let (counter, status) = match found {
-        Some(Source::Entry) => (&counters.reads_from_entry, "tree-cache; hit; detail=entry"),
-        Some(Source::Copy) => (&counters.reads_from_copy, "tree-cache; hit; detail=copy"),
-        Some(Source::Fetch) => (&counters.reads_from_fetch, "tree-cache; fwd=uri-miss; detail=fetch"),
-        None => (&counters.reads_from_none, ""),
+    // RFC 9211: what answered this one reader. The counters cannot say it, for others read meanwhile.
+    let (counter, status) = match source {
+        Source::Entry => (&metrics.reads_from_entry, "tree-cache; hit; detail=entry"),
+        Source::Copy => (&metrics.reads_from_copy, "tree-cache; hit; detail=copy"),
+        Source::Fetch => (&metrics.reads_from_fetch, "tree-cache; fwd=uri-miss; detail=fetch"),
     };
     counter.count();
-    let value = result?.0.value.ok_or(Error::KeyNotFound)?;
-    // RFC 9211: what answered this one reader. The counters cannot say it, for others read meanwhile.
     Ok(Answer::json(200, value.body()).with_header("Cache-Status", status))
 }
 
@@ -159,7 +168,8 @@ fn list(node: &Node, limit: usize) -> Answer {
     for (key, value) in node.list(limit) {
         let name = serde_json::to_string(&key).expect("a string is JSON");
         if body.len() + name.len() + value.raw().len() + 3 > MAX_LISTING_BYTES {
-            break;
+            // A shorter one may still fit.
+            continue;
         }
         if body.len() > 1 {
             body.push(b',');
@@ -217,43 +227,8 @@ fn describe(node: &Node) -> Answer {
     })
 }
 
-#[derive(Serialize)]
-struct Listing {
-    depth: u32,
-    size: u32,
-    nodes: Vec<Listed>,
-}
-
-#[derive(Serialize)]
-struct Listed {
-    position: u32,
-    depth: u32,
-    name: String,
-    id: u32,
-    url: String,
-    parent: Option<String>,
-    alive: bool,
-    seconds_since_heard: Option<f64>,
-}
-
 fn nodes(node: &Node) -> Answer {
-    let table = node.table();
-    let listed = |(position, member): (u32, &tree::Member)| {
-        // The root hears itself.
-        let silence = if position == 0 { Some(Duration::ZERO) } else { member.heard.map(|heard| heard.elapsed()) };
-        Listed {
-            position,
-            depth: tree::level(position),
-            name: tree::name(member.id),
-            id: member.id,
-            url: member.url.clone(),
-            parent: tree::parent(position).and_then(|above| table.member_at(above)).map(|above| tree::name(above.id)),
-            alive: silence.is_some_and(|silence| silence <= tree::ALIVE),
-            seconds_since_heard: silence.map(|silence| (silence.as_secs_f64() * 10.0).round() / 10.0),
-        }
-    };
-    let depth = node.config.tree_depth;
-    answer_json(&Listing { depth, size: tree::size(depth), nodes: table.members().into_iter().map(listed).collect() })
+    answer_json(&node.table().listing(Instant::now()))
 }
 
 fn metrics(node: &Node) -> Answer {
@@ -281,8 +256,8 @@ fn fetch(node: &Node, key: &str, holder: &Holder, wait: Duration) -> Result<Answ
     Ok(Answer::json(200, [head.as_bytes(), value.raw(), b"}"].concat()))
 }
 
-fn invalidate(node: &Arc<Node>, key: &str, run: u64) -> Result<Answer, Error> {
-    node.invalidate(key, run)?;
+fn invalidate(node: &Arc<Node>, key: &str, run: u64, level: u32) -> Result<Answer, Error> {
+    node.invalidate(key, run, level)?;
     Ok(answer_json(&serde_json::json!({ "run": run })))
 }
 
@@ -296,9 +271,10 @@ fn answer_error(error: &Error) -> Answer {
     let status = match error {
         Error::BadKey(_) | Error::BadQuery(_) | Error::NoSuchPlace { .. } => 400,
         Error::Unauthorized => 401,
+        Error::FromBrowser => 403,
         Error::KeyNotFound | Error::NoSuchPath(_) => 404,
         Error::NoSuchMethod { .. } => 405,
-        Error::PlaceTaken { .. } | Error::JoinElsewhere { .. } | Error::WrongRun { .. } => 409,
+        Error::PlaceTaken { .. } | Error::JoinElsewhere { .. } | Error::WrongRun { .. } | Error::NotBelow { .. } => 409,
         Error::BadBody(_) => 422,
         Error::StoreFull(_) => 507,
         Error::NotRoot { .. }

@@ -60,6 +60,8 @@ pub enum Call {
         key: String,
         /// The run that this is meant for.
         run: u64,
+        /// The level of the node that sends it, who must be above.
+        level: u32,
     },
 }
 
@@ -101,7 +103,11 @@ impl Call {
                         },
                         wait: Duration::from_millis(read_number(query, "wait_ms")?),
                     }),
-                    "DELETE" => Ok(Self::Invalidate { key: key?, run: read_number(query, "run")? }),
+                    "DELETE" => Ok(Self::Invalidate {
+                        key: key?,
+                        run: read_number(query, "run")?,
+                        level: read_number(query, "level")?.try_into().unwrap_or(u32::MAX),
+                    }),
                     _ => no_method("GET, DELETE"),
                 }
             }
@@ -188,7 +194,7 @@ mod tests {
             ("PUT", "/store/a%2Fb", Call::Put { key: key() }),
             ("DELETE", "/store/a%2Fb", Call::Delete { key: key() }),
             ("GET", "/copies/a%2Fb?holder=NODE-4&url=http%3A%2F%2Fh%3A1&run=7&wait_ms=900", fetch),
-            ("DELETE", "/copies/a%2Fb?run=7", Call::Invalidate { key: key(), run: 7 }),
+            ("DELETE", "/copies/a%2Fb?run=7&level=2", Call::Invalidate { key: key(), run: 7, level: 2 }),
         ] {
             assert_eq!(read(method, target), Ok(call), "{method} {target}");
         }

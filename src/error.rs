@@ -8,6 +8,9 @@ use crate::key::BadKey;
 use crate::peer::CallError;
 use crate::store::StoreFull;
 
+/// What the root says of a key that it does not have. A stranger's 404 says something else.
+pub const KEY_NOT_FOUND: &str = "Key not found";
+
 /// Why a request was not done.
 #[derive(Debug)]
 pub enum Error {
@@ -45,6 +48,13 @@ pub enum Error {
         /// This node.
         name: String,
     },
+    /// An invalidation from a node that is not above this one.
+    NotBelow {
+        /// This node.
+        name: String,
+    },
+    /// A call between nodes that a browser makes for some web page.
+    FromBrowser,
     /// This node has no place yet.
     NotJoined,
     /// Nobody above could answer a read.
@@ -93,12 +103,14 @@ impl fmt::Display for Error {
         match self {
             Self::BadKey(cause) => cause.fmt(f),
             Self::BadQuery(detail) | Self::BadBody(detail) => f.write_str(detail),
-            Self::KeyNotFound => f.write_str(crate::peer::KEY_NOT_FOUND),
+            Self::KeyNotFound => f.write_str(KEY_NOT_FOUND),
             Self::NoSuchPath(path) => write!(f, "there is no path {path:?}"),
             Self::NoSuchMethod { method, allow } => write!(f, "the method {method:?} is not one of {allow}"),
             Self::Unauthorized => write!(f, "this call needs the token of the nodes"),
             Self::NotRoot { name } | Self::JoinElsewhere { name } => write!(f, "{name} is not the root"),
             Self::WrongRun { name } => write!(f, "{name} is another process now"),
+            Self::NotBelow { name } => write!(f, "{name} is not below the node that sends this"),
+            Self::FromBrowser => write!(f, "this call is for nodes, and no web page may make it"),
             Self::NotJoined => write!(f, "not joined yet"),
             Self::NoAncestor { key, causes } => {
                 write!(f, "could not fetch {key:?}")?;

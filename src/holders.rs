@@ -3,7 +3,7 @@
 //! Invariant: a record ends after the copy that it stands for, whatever the two clocks do as long
 //! as they differ by less than a tenth (rules 1 and 2). Rules are numbered as in the README.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,15 +43,14 @@ pub type Key = Arc<str>;
 pub struct Holders {
     /// Apart from copies: a copy that is dropped leaves its records where they are (rule 7).
     records: HashMap<Key, Vec<Record>>,
-    count: usize,
     bytes: usize,
     last_number: u64,
     /// Every holder once, however many records it has.
     known: HashSet<Arc<Holder>>,
     /// Holders that did not acknowledge, and until when they are granted nothing (rule 6).
     silent: HashMap<Arc<Holder>, Instant>,
-    /// When records end, in the order of the grants: nearly that of the ends.
-    ends: VecDeque<(Instant, Key)>,
+    /// Each record by its end, and by its number where several end at once.
+    ends: BTreeMap<(Instant, u64), Key>,
 }
 
 impl Holders {
@@ -70,10 +69,12 @@ impl Holders {
             // Rule 1: only ever extended, since what is granted now may end before what was granted then:
             // 1. A holder has a full lease. 2. It restarts its fetch, and gets what is left of a copy.
             // 3. With the shorter end on record, a write does not wait for the longer one.
+            let old = (record.ends, record.number);
             record.ends = record.ends.max(ends);
             record.number = number;
-            let item = (record.ends, key);
-            self.ends.push_back(item);
+            let new = (record.ends, number);
+            self.ends.remove(&old);
+            self.ends.insert(new, key);
             return lease;
         }
         let bytes = record_bytes(key, holder);
@@ -82,13 +83,12 @@ impl Holders {
         }
         let holder = self.intern(holder);
         let key = self.records.get_key_value(key).map_or_else(|| Key::from(key), |(key, _)| Arc::clone(key));
-        self.ends.push_back((ends, Arc::clone(&key)));
+        self.ends.insert((ends, number), Arc::clone(&key));
         self.records.entry(key).or_insert_with(|| Vec::with_capacity(USUAL_HOLDERS)).push(Record {
             holder,
             ends,
             number,
         });
-        self.count += 1;
         self.bytes += bytes;
         lease
     }
@@ -105,7 +105,7 @@ impl Holders {
     /// 2. The first is acknowledged. The holder fetches again, and is granted again.
     /// 3. The second is acknowledged, by an answer sent before that. It must not forget the new grant.
     pub fn acknowledge(&mut self, key: &str, told: &Record) {
-        self.drop_records(key, |record| record.number == told.number);
+        self.drop_record(key, told.number);
     }
 
     /// That holder did not acknowledge, and its record has run out. It is granted nothing until then,
@@ -117,19 +117,23 @@ impl Holders {
     /// Drops some of what has ended; returns whether there may be more.
     pub fn sweep(&mut self, now: Instant, at_most: usize) -> bool {
         for _ in 0..at_most {
-            let Some((_, key)) = self.ends.pop_front_if(|(ends, _)| *ends <= now) else { break };
-            self.drop_records(&key, |record| record.ends <= now);
+            let first = self.ends.first_key_value().filter(|((ends, _), _)| *ends <= now);
+            let Some((&(_, number), key)) = first else {
+                self.silent.retain(|_, until| now < *until);
+                self.known.retain(|holder| Arc::strong_count(holder) > 1);
+                shrink(&mut self.records);
+                return false;
+            };
+            let key = Arc::clone(key);
+            self.drop_record(&key, number);
         }
-        self.silent.retain(|_, until| now < *until);
-        self.known.retain(|holder| Arc::strong_count(holder) > 1);
-        shrink(&mut self.records);
-        self.ends.front().is_some_and(|(ends, _)| *ends <= now)
+        true
     }
 
     /// How many records there are, ended ones that were not swept yet among them.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.count
+        self.ends.len()
     }
 
     /// What they count.
@@ -144,15 +148,15 @@ impl Holders {
         Some((key, record))
     }
 
-    fn drop_records(&mut self, key: &str, is_over: impl Fn(&Record) -> bool) {
+    fn drop_record(&mut self, key: &str, number: u64) {
         let Some(records) = self.records.get_mut(key) else { return };
-        for record in records.extract_if(.., |record| is_over(record)) {
-            self.count -= 1;
-            self.bytes -= record_bytes(key, &record.holder);
-        }
+        let Some(position) = records.iter().position(|record| record.number == number) else { return };
+        let record = records.swap_remove(position);
         if records.is_empty() {
             self.records.remove(key);
         }
+        self.ends.remove(&(record.ends, number));
+        self.bytes -= record_bytes(key, &record.holder);
     }
 
     fn intern(&mut self, holder: &Holder) -> Arc<Holder> {

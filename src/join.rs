@@ -44,7 +44,7 @@ pub fn join_root(node: &Node) -> Result<(), String> {
     while !node.config.is_root() {
         let cause = match try_join(node) {
             Ok(()) => break,
-            Err(cause) if is_final(&cause) => return Err(refusal(node, &cause)),
+            Err(cause @ CallError::Refused { status: 400..=499, .. }) => return Err(refusal(node, &cause)),
             Err(cause) => cause,
         };
         let waiting = format!("no place from the root at {}: {cause}", node.config.root_url);
@@ -69,7 +69,8 @@ pub fn keep_joined(node: &Node) -> Result<(), String> {
     while !node.config.is_root() {
         thread::sleep(if lost { RETRY_PAUSE } else { REPEAT_PAUSE });
         match try_join(node) {
-            Err(cause) if is_final(&cause) => return Err(refusal(node, &cause)),
+            // Only what the root itself says: any other may be a stranger's, on the port of a root that is gone.
+            Err(cause @ CallError::Refused { status: 400 | 401 | 409, .. }) => return Err(refusal(node, &cause)),
             Err(cause) if !lost => {
                 log::warn!("no place from the root at {} any more: {cause}", node.config.root_url);
                 lost = true;
@@ -96,10 +97,6 @@ fn try_join(node: &Node) -> Result<(), CallError> {
     Ok(())
 }
 
-fn is_final(cause: &CallError) -> bool {
-    matches!(cause, CallError::Refused { status: 400..=499, .. })
-}
-
 fn refusal(node: &Node, cause: &CallError) -> String {
     let name = &node.myself.name;
     match cause {
@@ -124,8 +121,8 @@ pub fn admit(node: &Node, join: JoinRequest) -> Result<JoinAnswer, Error> {
     if !(1..=last_id).contains(&join.id) {
         return Err(Error::NoSuchPlace { name: tree::name(join.id), last_id });
     }
-    let standing = node.table().standing(join.id, join.run);
-    if standing == Standing::New && join.position.is_some() {
+    let standing = node.table().standing(join.id, join.run, &join.url);
+    if standing != Standing::Known && join.position.is_some() {
         // It had its place from a former run of this root.
         node.expect_former_holders();
     }
@@ -139,7 +136,7 @@ pub fn admit(node: &Node, join: JoinRequest) -> Result<JoinAnswer, Error> {
     }
     let member = Member { id: join.id, run: join.run, url: join.url, heard: Some(Instant::now()) };
     let mut table = node.table();
-    if table.standing(join.id, join.run) != standing {
+    if table.standing(join.id, join.run, &member.url) != standing {
         // Another join of this id came between the questions and now. The node asks again in a second.
         return Err(Error::CannotReach { url: member.url, cause: "two joins at once".to_owned() });
     }
@@ -155,8 +152,8 @@ pub fn admit(node: &Node, join: JoinRequest) -> Result<JoinAnswer, Error> {
 
 /// A node that can ask but not be told would make every write of what it reads wait.
 fn expect_reachable(node: &Node, join: &JoinRequest) -> Result<(), Error> {
-    let cause = match node.peer.ask_run(&join.url, ASK_LIMIT) {
-        Ok(run) if run == join.run => return Ok(()),
+    let cause = match node.peer.ask_identity(&join.url, ASK_LIMIT) {
+        Ok(identity) if identity.run == join.run => return Ok(()),
         Ok(_) => "another process answers there".to_owned(),
         Err(cause) => cause.to_string(),
     };
@@ -165,7 +162,8 @@ fn expect_reachable(node: &Node, join: &JoinRequest) -> Result<(), Error> {
 
 /// A restarted node takes over its place, unless its former self still lives elsewhere.
 fn expect_gone(node: &Node, join: &JoinRequest, url: &str, run: u64) -> Result<(), Error> {
-    let lives_elsewhere = url != join.url && node.peer.ask_run(url, ASK_LIMIT).is_ok_and(|answer| answer == run);
+    let lives_elsewhere =
+        url != join.url && node.peer.ask_identity(url, ASK_LIMIT).is_ok_and(|identity| identity.run == run);
     if lives_elsewhere {
         return Err(Error::PlaceTaken { name: tree::name(join.id), url: url.to_owned() });
     }

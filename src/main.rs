@@ -3,9 +3,9 @@
 //! Reads climb. Writes jump to the root. Invalidations descend.
 //!
 //! This file is the boot, top to bottom: configuration, listen, join, register, serve. The other modules, in
-//! reading order: [`config`], [`tree`], [`key`], [`store`], [`node`], [`join`], [`call`], [`api`],
+//! reading order: [`config`], [`tree`], [`key`], [`value`], [`holders`], [`store`], [`node`], [`join`], [`call`], [`api`],
 //! [`server`] with [`pool`] and [`sentinel`], [`peer`], [`registry`] with [`session`], [`znodes`] and
-//! [`recovery`], [`show`], [`page`].
+//! [`recovery`], [`show`], [`page`], [`metrics`], [`error`].
 
 mod api;
 mod call;
@@ -82,7 +82,7 @@ fn run() -> Result<(), String> {
     // Serving comes before joining: the root asks a node that joins whether it can be reached.
     let max_value_bytes = config.max_value_bytes;
     let pool = Pool::new();
-    let node = Arc::new(Node::new(config, address.port(), Arc::clone(&pool)));
+    let node = Arc::new(Node::new(config, address, Arc::clone(&pool)));
     let handler = {
         let node = Arc::clone(&node);
         Arc::new(move |incoming: &server::Incoming| api::handle(&node, incoming))
@@ -94,22 +94,27 @@ fn run() -> Result<(), String> {
     server::serve(listener, max_value_bytes, pool, handler, report)
         .map_err(|error| format!("could not serve {address}: {error}"))?;
 
-    if node.config.is_root() {
-        node.take_table(registry::find_tree(&node.config));
-    }
-    join::join_root(&node)?;
-    println!("{} listening on http://{address}", node.myself.name);
     let swept = Arc::clone(&node);
     start_thread("sweep", move || swept.keep_swept())?;
-    let registered = Arc::clone(&node);
-    start_thread("registry", move || registry::keep_registered(&registered))?;
-    let joined = Arc::clone(&node);
     start_thread("join", move || {
-        if let Err(error) = join::keep_joined(&joined) {
+        if let Err(error) = take_part(&node) {
             drop(fatal.send(error));
         }
     })?;
     Err(ended.recv().expect("the server never lets go of its sender"))
+}
+
+/// Gets this node its place, and keeps it.
+fn take_part(node: &Arc<Node>) -> Result<(), String> {
+    if node.config.is_root() {
+        node.take_table(registry::find_tree(&node.config));
+    }
+    join::join_root(node)?;
+    // Whoever started us may have stopped reading.
+    let _ = writeln!(std::io::stdout(), "{} listening on http://{}", node.myself.name, node.address);
+    let registered = Arc::clone(node);
+    start_thread("registry", move || registry::keep_registered(&registered))?;
+    join::keep_joined(node)
 }
 
 fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
@@ -134,9 +139,9 @@ fn start_log(config: &Config) {
 fn health() -> Result<(), String> {
     let config = Config::from_env().map_err(|error| error.to_string())?;
     let url = format!("http://{}", sentinel::reachable(SocketAddr::new(config.bind_addr, config.api_port)));
-    match Peer::new(None).ask_joined(&url, HEALTH_LIMIT) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(format!("the node at {url} has not joined yet")),
+    match Peer::new(None).ask_identity(&url, HEALTH_LIMIT) {
+        Ok(identity) if identity.joined => Ok(()),
+        Ok(_) => Err(format!("the node at {url} has not joined yet")),
         Err(error) => Err(format!("no node at {url}: {error}")),
     }
 }

@@ -5,8 +5,10 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, mpsc};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, mpsc};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -18,7 +20,7 @@ use crate::peer::{CallError, Peer, RawAnswer};
 use crate::pool::Pool;
 use crate::recovery::Recovery;
 use crate::store::{Answered, Gauges, Reading, Step, Store, StoreFull, Turn, Write};
-use crate::tree::{ALIVE, ChildTable, Member, NodeRef, Place};
+use crate::tree::{self, ALIVE, ChildTable, Member, NodeRef, Place};
 use crate::value::Value;
 
 /// What a read may take in all.
@@ -43,7 +45,9 @@ const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 pub struct Node {
     /// What it was told.
     pub config: Config,
-    /// Its name and URL.
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its name, and the URL at which others reach it.
     pub myself: NodeRef,
     /// The random number of this process.
     pub run: u64,
@@ -53,7 +57,7 @@ pub struct Node {
     pub peer: Peer,
     /// What it counts.
     pub metrics: Metrics,
-    /// Threads that invalidate.
+    /// The threads that serve; those that invalidate are taken from the same ones.
     pool: Arc<Pool>,
     /// Guards all that is held.
     store: Mutex<Store<Thread>>,
@@ -63,8 +67,8 @@ pub struct Node {
     table: Mutex<ChildTable>,
     /// Guards where this node stands and how long copies live; only the root does without.
     joined: RwLock<Option<Joined>>,
-    /// Set once the root has its child table; never at another node.
-    has_table: OnceLock<()>,
+    /// Whether the root has its child table; never at another node.
+    has_table: AtomicBool,
     /// Guards whether ZooKeeper has this node's znodes; nobody knows before the first attempt.
     registered: Mutex<Option<bool>>,
 }
@@ -90,19 +94,15 @@ pub enum Source {
 }
 
 impl Node {
-    /// A node that listens on `port` and has no place yet, unless it is the root.
+    /// A node that listens on `address` and has no place yet.
     #[must_use]
-    pub fn new(config: Config, port: u16, pool: Arc<Pool>) -> Self {
+    pub fn new(config: Config, address: SocketAddr, pool: Arc<Pool>) -> Self {
         let started = Instant::now();
-        let myself = NodeRef { name: config.node_name(), url: config.url_at(port) };
+        let myself = NodeRef { name: config.node_name(), url: config.url_at(address.port()) };
         // Random keys of a hasher are the standard library's only source of randomness. 53 bits, so
         // that a reader of JSON that knows only floating point keeps the number whole.
         let run = RandomState::new().hash_one(std::process::id()) >> 11;
-        let mut store = Store::new(config.max_store_bytes, config.lease);
-        if config.tree_depth > 1 {
-            // Rule 8: nodes that outlived a former root come back within this time, and say so.
-            store.be_quiet_until(started + ALIVE);
-        }
+        let store = Store::new(config.max_store_bytes, config.lease);
         let root = Member { id: config.node_id, run, url: myself.url.clone(), heard: None };
         Self {
             peer: Peer::new(config.token.as_deref()),
@@ -112,10 +112,11 @@ impl Node {
             pool,
             table: Mutex::new(ChildTable::new(config.tree_depth, root)),
             joined: RwLock::new(None),
-            has_table: OnceLock::new(),
+            has_table: AtomicBool::new(false),
             registered: Mutex::default(),
             started,
             config,
+            address,
             myself,
             run,
         }
@@ -238,11 +239,16 @@ impl Node {
     /// Makes sure that this node and all below it hold no copy of `key` (rule 5).
     ///
     /// # Errors
-    /// It is meant for another run (rule 8), or this node is the root or has no place yet.
-    pub fn invalidate(self: &Arc<Self>, key: &str, run: u64) -> Result<(), Error> {
+    /// It is meant for another run (rule 8), or comes from a node that is not above this one.
+    pub fn invalidate(self: &Arc<Self>, key: &str, run: u64, sender_level: u32) -> Result<(), Error> {
         self.metrics.invalidations_received.count();
-        if run != self.run || self.config.is_root() {
+        if run != self.run {
             return Err(Error::WrongRun { name: self.myself.name.clone() });
+        }
+        // Down only: two nodes that hold copies of each other's would tell each other for ever. That takes a
+        // tree whose places were reversed, or a stranger; either way the record runs out by itself.
+        if self.level() <= sender_level {
+            return Err(Error::NotBelow { name: self.myself.name.clone() });
         }
         let holders = self.store().invalidate(key, Instant::now());
         self.invalidate_holders(key, holders);
@@ -293,7 +299,7 @@ impl Node {
                 return false;
             }
             self.metrics.invalidations_sent.count();
-            match self.peer.invalidate_copy(&record.holder, key, left) {
+            match self.peer.invalidate_copy(&record.holder, key, self.level(), left) {
                 Ok(()) => return true,
                 Err(CallError::Refused { .. }) => return false,
                 Err(_) => thread::sleep(left.min(REPEAT_PAUSE)),
@@ -331,15 +337,20 @@ impl Node {
     #[must_use]
     pub fn place(&self) -> Option<Arc<Place>> {
         if self.config.is_root() {
-            return self.has_table.get().map(|()| Arc::new(self.table().place(0)));
+            return self.is_joined().then(|| Arc::new(self.table().place(0)));
         }
         self.joined.read().expect("nothing panics under this lock").as_ref().map(|joined| Arc::clone(&joined.place))
+    }
+
+    /// How deep this node stands, the root's level being 1; 0 before it has its place.
+    fn level(&self) -> u32 {
+        if self.config.is_root() { 1 } else { self.place().map_or(0, |place| tree::level(place.position)) }
     }
 
     /// Whether this node has its place.
     #[must_use]
     pub fn is_joined(&self) -> bool {
-        if self.config.is_root() { self.has_table.get().is_some() } else { self.joined().is_ok() }
+        if self.config.is_root() { self.has_table.load(Ordering::Acquire) } else { self.joined().is_ok() }
     }
 
     /// Makes the root a root: with the child table that it found in ZooKeeper, or with an empty one.
@@ -352,7 +363,12 @@ impl Node {
                 self.table().admit(member, Some(position));
             }
         }
-        self.has_table.get_or_init(|| ());
+        if self.config.tree_depth > 1 {
+            // Rule 8: nodes that outlived a former root come back within this time, and say so. It counts from
+            // now, since no join is answered before.
+            self.store().be_quiet_until(Instant::now() + ALIVE);
+        }
+        self.has_table.store(true, Ordering::Release);
     }
 
     /// Says whether ZooKeeper has this node's znodes; returns whether that is new.

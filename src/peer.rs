@@ -7,7 +7,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::Read;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,7 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Timeout};
 
+use crate::error::KEY_NOT_FOUND;
 use crate::holders::Holder;
 use crate::key;
 use crate::store::Answered;
@@ -37,8 +37,11 @@ const IDLE_CONNECTIONS: usize = 64;
 /// Buffer of a connection, each way. `ureq`'s 128 KiB would make the buffers outweigh a small store.
 const BUFFER_BYTES: usize = 16 << 10;
 
-/// The longest answer that is read: more than any value may have, so it only stops a stranger.
-const MAX_ANSWER_BYTES: u64 = 2 << 30;
+/// The longest answer that is read, but for what has a value or the tree in it: that only stops a stranger.
+const MAX_ANSWER_BYTES: u64 = 1 << 20;
+
+/// The longest answer with a value or the tree in it: more than any configuration allows.
+const MAX_LONG_ANSWER_BYTES: u64 = 2 << 30;
 
 /// Why a call to another node gave no usable answer.
 #[derive(Debug)]
@@ -90,6 +93,15 @@ pub struct JoinAnswer {
     pub lease_ms: u64,
 }
 
+/// What a node says of itself to another: the part of `GET /` that nodes look at.
+#[derive(Debug, Deserialize)]
+pub struct Identity {
+    /// Its run.
+    pub run: u64,
+    /// Whether it has its place.
+    pub joined: bool,
+}
+
 /// An answer that is passed on as it is.
 #[derive(Debug)]
 pub struct RawAnswer {
@@ -129,20 +141,12 @@ impl Peer {
         }
     }
 
-    /// The run of the process that answers at `url`.
+    /// Who the node at `url` is.
     ///
     /// # Errors
     /// No node answers there.
-    pub fn ask_run(&self, url: &str, limit: Duration) -> Result<u64, CallError> {
-        self.describe(url, limit).map(|description| description.run)
-    }
-
-    /// Whether the node at `url` has its place.
-    ///
-    /// # Errors
-    /// No node answers there.
-    pub fn ask_joined(&self, url: &str, limit: Duration) -> Result<bool, CallError> {
-        self.describe(url, limit).map(|description| description.joined)
+    pub fn ask_identity(&self, url: &str, limit: Duration) -> Result<Identity, CallError> {
+        self.call(Call::get(&format!("{url}/"), limit))?.expect_json()
     }
 
     /// The tree, as the node at `url` gives it.
@@ -150,11 +154,7 @@ impl Peer {
     /// # Errors
     /// No node answers there, or it does not know its tree.
     pub fn ask_tree<T: DeserializeOwned>(&self, url: &str, limit: Duration) -> Result<T, CallError> {
-        self.call(Call::get(&format!("{url}/nodes"), limit))?.expect_json()
-    }
-
-    fn describe(&self, url: &str, limit: Duration) -> Result<Description, CallError> {
-        self.call(Call::get(&format!("{url}/"), limit))?.expect_json()
+        self.call(Call::get_long(&format!("{url}/nodes"), limit))?.expect_json()
     }
 
     /// Asks the root for a place.
@@ -187,8 +187,8 @@ impl Peer {
             ancestor.url,
             wait.as_millis()
         );
-        let answer = self.call(Call::get(&target, limit))?;
-        if answer.status == 404 && answer.detail() == KEY_NOT_FOUND {
+        let answer = self.call(Call::get_long(&target, limit))?;
+        if answer.status == 404 && answer.error().is_some_and(|error| error.detail == KEY_NOT_FOUND) {
             return Ok(Answered { value: None, lease: Duration::ZERO });
         }
         let copy: CopyAnswer = answer.expect_json()?;
@@ -199,8 +199,8 @@ impl Peer {
     ///
     /// # Errors
     /// Anything but its acknowledgement, which names its run: a stranger on a reused port says 200 to anything.
-    pub fn invalidate_copy(&self, holder: &Holder, key: &str, limit: Duration) -> Result<(), CallError> {
-        let url = format!("{}/copies/{}?run={}", holder.url, key::encode(key), holder.run);
+    pub fn invalidate_copy(&self, holder: &Holder, key: &str, level: u32, limit: Duration) -> Result<(), CallError> {
+        let url = format!("{}/copies/{}?run={}&level={level}", holder.url, key::encode(key), holder.run);
         let answer = self.call(Call { method: Method::DELETE, ..Call::get(&url, limit) })?;
         let Acknowledgement { run } = answer.expect_json()?;
         let refused = || CallError::Refused { status: answer.status, detail: answer.detail() };
@@ -220,7 +220,7 @@ impl Peer {
         limit: Duration,
     ) -> Result<RawAnswer, CallError> {
         let method = method.parse().expect("only PUT, DELETE and GET are forwarded");
-        self.call(Call { method, body, via: Some(via), ..Call::get(url, limit) })
+        self.call(Call { method, body, via: Some(via), ..Call::get_long(url, limit) })
     }
 
     fn call(&self, call: Call) -> Result<RawAnswer, CallError> {
@@ -236,10 +236,8 @@ impl Peer {
             None => self.run(request.body(()), call.limit),
         };
         let mut response = result.map_err(|error| call_error(error, call.limit))?;
-        let mut body = Vec::new();
-        let reader = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).reader();
-        // One byte more is asked for, since only at its end does the connection go back to the pool.
-        reader.take(MAX_ANSWER_BYTES).read_to_end(&mut body).map_err(|error| CallError::NoAnswer(error.to_string()))?;
+        let body = response.body_mut().with_config().limit(call.max_answer_bytes).read_to_vec();
+        let body = body.map_err(|error| CallError::NoAnswer(error.to_string()))?;
         Ok(RawAnswer { status: response.status().as_u16(), body })
     }
 
@@ -261,27 +259,23 @@ impl Peer {
     }
 }
 
-/// What the root says of a key that it does not have. A stranger's 404 says something else.
-pub const KEY_NOT_FOUND: &str = "Key not found";
-
 struct Call<'a> {
     method: Method,
     url: &'a str,
     body: Option<&'a [u8]>,
     via: Option<&'a str>,
     limit: Duration,
+    max_answer_bytes: u64,
 }
 
 impl<'a> Call<'a> {
     fn get(url: &'a str, limit: Duration) -> Self {
-        Self { method: Method::GET, url, body: None, via: None, limit }
+        Self { method: Method::GET, url, body: None, via: None, limit, max_answer_bytes: MAX_ANSWER_BYTES }
     }
-}
 
-#[derive(Deserialize)]
-struct Description {
-    run: u64,
-    joined: bool,
+    fn get_long(url: &'a str, limit: Duration) -> Self {
+        Self { max_answer_bytes: MAX_LONG_ANSWER_BYTES, ..Self::get(url, limit) }
+    }
 }
 
 #[derive(Deserialize)]
@@ -302,11 +296,13 @@ struct ErrorAnswer {
 }
 
 impl RawAnswer {
+    fn error(&self) -> Option<ErrorAnswer> {
+        serde_json::from_slice(&self.body).ok()
+    }
+
     fn detail(&self) -> String {
-        serde_json::from_slice(&self.body).map_or_else(
-            |_| String::from_utf8_lossy(&self.body).chars().take(100).collect(),
-            |answer: ErrorAnswer| answer.detail,
-        )
+        let raw = || String::from_utf8_lossy(&self.body).chars().take(100).collect();
+        self.error().map_or_else(raw, |error| error.detail)
     }
 
     fn expect_json<'a, T: Deserialize<'a>>(&'a self) -> Result<T, CallError> {
@@ -354,7 +350,9 @@ impl Resolver for Names {
         // Whatever goes wrong here, nobody was reached.
         let addresses =
             DefaultResolver::default().resolve(uri, config, timeout).map_err(|_| ureq::Error::HostNotFound)?;
-        self.lock().insert(name.to_owned(), (Instant::now(), addresses.clone()));
+        let mut found = self.lock();
+        found.retain(|_, (found, _)| found.elapsed() < NAME_LIFE);
+        found.insert(name.to_owned(), (Instant::now(), addresses.clone()));
         Ok(addresses)
     }
 }

@@ -1,30 +1,14 @@
 //! `tree-cache show [URL]`: the tree as text, drawn from `GET /nodes`.
 
+use std::io::Write;
 use std::time::Duration;
-
-use serde::Deserialize;
 
 use crate::config::{Config, base_url};
 use crate::peer::Peer;
+use crate::tree::{ListedNode, Listing};
 
 /// How long the node may take.
 const SHOW_LIMIT: Duration = Duration::from_secs(3);
-
-#[derive(Deserialize)]
-struct Tree {
-    depth: u32,
-    size: u32,
-    nodes: Vec<Node>,
-}
-
-#[derive(Deserialize)]
-struct Node {
-    position: u32,
-    name: String,
-    url: String,
-    alive: bool,
-    seconds_since_heard: Option<f64>,
-}
 
 /// Prints the tree that the node at `url` belongs to; without one, at this configuration's root.
 ///
@@ -35,25 +19,26 @@ pub fn show(url: Option<&str>) -> Result<(), String> {
         Some(url) => base_url(url).ok_or_else(|| format!("{url:?} is not a URL of the form http://host:port"))?,
         None => Config::from_env().map_err(|error| error.to_string())?.root_url,
     };
-    let tree: Tree = Peer::new(None)
+    let tree: Listing = Peer::new(None)
         .ask_tree(&url, SHOW_LIMIT)
         .map_err(|error| format!("could not ask for the tree at {url}: {error}"))?;
-    print!("{}", draw(&tree));
+    // Whoever reads it may have seen enough: `show | head -1`.
+    let _ = std::io::stdout().write_all(draw(&tree).as_bytes());
     Ok(())
 }
 
-fn draw(tree: &Tree) -> String {
-    let mut text = format!("{} of {} nodes, depth {}\n", tree.nodes.len(), tree.size, tree.depth);
+fn draw(tree: &Listing) -> String {
+    let mut text = format!("{} of {} nodes, depth {}\n", tree.places.len(), tree.size, tree.depth);
     draw_below(tree, 0, "", "", &mut text);
     text
 }
 
 /// Draws the node at a position behind `branch`, and those below it behind `indent`.
-fn draw_below(tree: &Tree, position: u32, branch: &str, indent: &str, text: &mut String) {
-    let node = tree.nodes.iter().find(|node| node.position == position);
+fn draw_below(tree: &Listing, position: u32, branch: &str, indent: &str, text: &mut String) {
+    let node = tree.places.iter().find(|node| node.position == position);
     let label = node.map_or_else(|| "(free)".to_owned(), label);
     text.extend([branch, &label, "\n"]);
-    let last = tree.nodes.iter().map(|node| node.position).max().unwrap_or(0);
+    let last = tree.places.iter().map(|node| node.position).max().unwrap_or(0);
     let (left, right) = (2 * position + 1, 2 * position + 2);
     if left < tree.size && left <= last {
         draw_below(tree, left, &format!("{indent}├── "), &format!("{indent}│   "), text);
@@ -61,7 +46,7 @@ fn draw_below(tree: &Tree, position: u32, branch: &str, indent: &str, text: &mut
     }
 }
 
-fn label(node: &Node) -> String {
+fn label(node: &ListedNode) -> String {
     let lost = match node.seconds_since_heard {
         _ if node.alive => String::new(),
         Some(seconds) => format!("  lost for {seconds} s"),
@@ -76,8 +61,11 @@ mod tests {
 
     #[test]
     fn the_tree_is_drawn_with_free_places_and_lost_nodes() {
-        let node = |position, id, heard| Node {
+        let node = |position, id, heard| ListedNode {
             position,
+            depth: 0,
+            id,
+            parent: None,
             name: format!("NODE-{id}"),
             url: format!("http://h:{id}"),
             alive: heard == Some(0.0),
@@ -92,6 +80,6 @@ NODE-1  http://h:1
 │   └── NODE-5  http://h:5  not heard yet
 └── (free)
 ";
-        assert_eq!(draw(&Tree { depth: 3, size: 7, nodes }), expected);
+        assert_eq!(draw(&Listing { depth: 3, size: 7, places: nodes }), expected);
     }
 }

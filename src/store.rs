@@ -148,10 +148,8 @@ pub struct Store<W> {
     writers: HashMap<Key, VecDeque<(u64, W)>>,
     /// The root finishes no write before (rule 8).
     quiet_until: Option<Instant>,
-    /// When copies end, in the order in which they were kept: nearly that of the ends.
-    ends: VecDeque<(Instant, Key)>,
-    /// When entries with a ttl expire.
-    expiries: BTreeSet<(Instant, Key)>,
+    /// When copies end and entries expire.
+    ends: BTreeSet<(Instant, Key)>,
 }
 
 impl<W: Clone> Store<W> {
@@ -169,8 +167,7 @@ impl<W: Clone> Store<W> {
             fetches: HashMap::new(),
             writers: HashMap::new(),
             quiet_until: None,
-            ends: VecDeque::new(),
-            expiries: BTreeSet::new(),
+            ends: BTreeSet::new(),
         }
     }
 
@@ -265,22 +262,24 @@ impl<W: Clone> Store<W> {
     }
 
     fn put(&mut self, key: &str, value: Value, ttl: Option<Duration>, now: Instant) -> Result<(), StoreFull> {
-        let freed = self.entries.get(key).map_or(0, |old| item_bytes(key, &old.value));
         let added = item_bytes(key, &value);
-        if self.bytes() - freed + added > self.max_bytes {
-            self.expire_entries(now, usize::MAX);
-            let freed = self.entries.get(key).map_or(0, |old| item_bytes(key, &old.value));
-            let needed_bytes = self.bytes() - freed + added;
-            if needed_bytes > self.max_bytes {
-                return Err(StoreFull { needed_bytes, max_bytes: self.max_bytes });
-            }
+        let needed = |store: &Self| {
+            let freed = store.entries.get(key).map_or(0, |old| item_bytes(key, &old.value));
+            store.bytes() - freed + added
+        };
+        if needed(self) > self.max_bytes {
+            // What has ended needs no room.
+            while self.sweep(now) {}
+        }
+        let needed_bytes = needed(self);
+        if needed_bytes > self.max_bytes {
+            return Err(StoreFull { needed_bytes, max_bytes: self.max_bytes });
         }
         self.remove_entry(key);
         self.text_bytes += added;
         let key = Key::from(key);
-        // A ttl that reaches beyond the end of the clock is none.
-        let expires = ttl.and_then(|ttl| now.checked_add(ttl));
-        self.expiries.extend(expires.map(|expires| (expires, Arc::clone(&key))));
+        let expires = ttl.map(|ttl| now + ttl);
+        self.ends.extend(expires.map(|expires| (expires, Arc::clone(&key))));
         self.entries.insert(key, Entry { value, expires });
         Ok(())
     }
@@ -289,7 +288,7 @@ impl<W: Clone> Store<W> {
         if let Some((key, old)) = self.entries.remove_entry(key) {
             self.text_bytes -= item_bytes(&key, &old.value);
             if let Some(expires) = old.expires {
-                self.expiries.remove(&(expires, key));
+                self.ends.remove(&(expires, key));
             }
         }
     }
@@ -396,14 +395,15 @@ impl<W: Clone> Store<W> {
         if now < ends && self.bytes() + bytes <= self.max_bytes {
             let key = Key::from(key);
             self.text_bytes += bytes;
-            self.ends.push_back((ends, Arc::clone(&key)));
+            self.ends.insert((ends, Arc::clone(&key)));
             self.copies.insert(key, Copy { value: value.clone(), ends });
         }
     }
 
     fn drop_copy(&mut self, key: &str) {
-        if let Some(copy) = self.copies.remove(key) {
-            self.text_bytes -= item_bytes(key, &copy.value);
+        if let Some((key, copy)) = self.copies.remove_entry(key) {
+            self.text_bytes -= item_bytes(&key, &copy.value);
+            self.ends.remove(&(copy.ends, key));
         }
     }
 
@@ -449,29 +449,18 @@ impl<W: Clone> Store<W> {
     /// clock. Returns whether there may be more; then call again, and let others have the lock between.
     pub fn sweep(&mut self, now: Instant) -> bool {
         for _ in 0..SWEEP_ITEMS {
-            let Some((_, key)) = self.ends.pop_front_if(|(ends, _)| *ends <= now) else { break };
-            if self.copies.get(&key).is_some_and(|copy| copy.ends <= now) {
-                self.drop_copy(&key);
-            }
+            let Some((_, key)) = self.ends.first().filter(|(ends, _)| *ends <= now).cloned() else {
+                shrink(&mut self.copies);
+                return self.holders.sweep(now, SWEEP_ITEMS);
+            };
+            self.drop_copy(&key);
+            self.remove_entry(&key);
         }
-        shrink(&mut self.copies);
-        let more = self.holders.sweep(now, SWEEP_ITEMS) | self.expire_entries(now, SWEEP_ITEMS);
-        more || self.ends.front().is_some_and(|(ends, _)| *ends <= now)
+        true
     }
 
     fn bytes(&self) -> usize {
         self.text_bytes + self.holders.bytes()
-    }
-
-    /// Returns whether more have expired than `at_most`.
-    fn expire_entries(&mut self, now: Instant, at_most: usize) -> bool {
-        for _ in 0..at_most {
-            let Some((_, key)) = self.expiries.first().filter(|(expires, _)| *expires <= now).cloned() else {
-                return false;
-            };
-            self.remove_entry(&key);
-        }
-        true
     }
 
     fn next_number(&mut self) -> u64 {
@@ -658,13 +647,14 @@ mod tests {
         assert_eq!(store.read_entry("k", expiry), None);
         assert_eq!(store.list(expiry).count(), 0);
         store.sweep(expiry);
-        assert_eq!((store.gauges().entries, store.expiries.len()), (0, 0));
+        assert_eq!((store.gauges().entries, store.ends.len()), (0, 0));
         // A value that replaces another has its own ttl, or none.
         write(&mut store, "k", Write::Put(value("1"), Some(SECOND)), now).unwrap();
         put(&mut store, "2", now);
         store.sweep(now + 2 * SECOND);
         assert_eq!(store.read_entry("k", now + 2 * SECOND), Some(value("2")));
-        write(&mut store, "k", Write::Put(value("1"), Some(Duration::MAX)), now).unwrap();
+        let for_years = Some(Duration::from_secs(1_000_000_000));
+        write(&mut store, "k", Write::Put(value("1"), for_years), now).unwrap();
         assert_eq!(store.grant_entry("k", &holder(1), now), answered("1", LEASE));
     }
 

@@ -68,6 +68,39 @@ pub struct Place {
     pub children: Vec<NodeRef>,
 }
 
+/// The tree as `GET /nodes` shows it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Listing {
+    /// How many levels it has.
+    pub depth: u32,
+    /// How many places.
+    pub size: u32,
+    /// The taken ones, by position.
+    #[serde(rename = "nodes")]
+    pub places: Vec<ListedNode>,
+}
+
+/// One taken place as `GET /nodes` shows it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ListedNode {
+    /// Its position.
+    pub position: u32,
+    /// Its level, the root's being 1.
+    pub depth: u32,
+    /// `NODE-<id>`.
+    pub name: String,
+    /// Id of the node.
+    pub id: u32,
+    /// Where it answers.
+    pub url: String,
+    /// The name of the node right above, if it is known.
+    pub parent: Option<String>,
+    /// Whether the root heard it lately.
+    pub alive: bool,
+    /// Since when not; `None` if it is only remembered.
+    pub seconds_since_heard: Option<f64>,
+}
+
 /// One taken place in the child table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
@@ -120,12 +153,12 @@ impl ChildTable {
         Self { depth, position_of: HashMap::from([(root.id, 0)]), members: HashMap::from([(0, root)]) }
     }
 
-    /// How the table stands to the node `id` with that `run`.
+    /// How the table stands to the node `id` with that `run` at that `url`.
     #[must_use]
-    pub fn standing(&self, id: u32, run: u64) -> Standing {
+    pub fn standing(&self, id: u32, run: u64, url: &str) -> Standing {
         match self.position_of.get(&id).and_then(|position| self.members.get(position)) {
             None => Standing::New,
-            Some(member) if member.run == run => Standing::Known,
+            Some(member) if member.run == run && member.url == url => Standing::Known,
             Some(member) => Standing::Restarted { url: member.url.clone(), run: member.run },
         }
     }
@@ -155,10 +188,26 @@ impl ChildTable {
         members
     }
 
-    /// The member at a position.
+    /// The table as others see it.
     #[must_use]
-    pub fn member_at(&self, position: u32) -> Option<&Member> {
-        self.members.get(&position)
+    pub fn listing(&self, now: Instant) -> Listing {
+        let listed = |(position, member): (u32, &Member)| {
+            // The root hears itself.
+            let heard = if position == 0 { Some(now) } else { member.heard };
+            let silence = heard.map(|heard| now.saturating_duration_since(heard));
+            ListedNode {
+                position,
+                depth: level(position),
+                name: name(member.id),
+                id: member.id,
+                url: member.url.clone(),
+                parent: parent(position).and_then(|above| self.members.get(&above)).map(|above| name(above.id)),
+                alive: silence.is_some_and(|silence| silence <= ALIVE),
+                seconds_since_heard: silence.map(|silence| (silence.as_secs_f64() * 10.0).round() / 10.0),
+            }
+        };
+        let places = self.members().into_iter().map(listed).collect();
+        Listing { depth: self.depth, size: size(self.depth), places }
     }
 
     /// What the node at a position is told of its place.
@@ -238,9 +287,11 @@ mod tests {
     #[test]
     fn another_run_of_a_known_id_is_a_restart() {
         let mut table = ChildTable::new(2, member(1));
-        assert_eq!(table.standing(2, 200), Standing::New);
+        assert_eq!(table.standing(2, 200, "http://h:2"), Standing::New);
         table.admit(member(2), None);
-        assert_eq!(table.standing(2, 200), Standing::Known);
-        assert_eq!(table.standing(2, 201), Standing::Restarted { url: "http://h:2".to_owned(), run: 200 });
+        assert_eq!(table.standing(2, 200, "http://h:2"), Standing::Known);
+        let restarted = Standing::Restarted { url: "http://h:2".to_owned(), run: 200 };
+        assert_eq!(table.standing(2, 201, "http://h:2"), restarted);
+        assert_eq!(table.standing(2, 200, "http://elsewhere"), restarted, "whoever says so has to be asked");
     }
 }

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::client::Raw;
-use crate::harness::{Tree, load_alone, poll_until};
+use crate::harness::{Node, Tree, load_alone, poll_until};
 
 const FROM_COPY: &str = "reads_total{from=\"copy\"}";
 
@@ -186,9 +186,38 @@ fn what_has_ended_is_swept_from_every_node() {
 fn an_invalidation_for_another_run_is_refused() {
     let tree = Tree::start(2, &[]);
     let run = tree.node(2).get("/").json()["run"].as_u64().expect("a number");
-    let path = |run: u64| format!("/copies/k?run={run}");
+    let path = |run: u64| format!("/copies/k?run={run}&level=1");
     tree.node(2).call("DELETE", &path(run), b"").expect(200, &format!(r#"{{"run":{run}}}"#));
     tree.node(2).call("DELETE", &path(run + 1), b"").expect_error(409, "NODE-2 is another process now");
     let root_run = tree.root().get("/").json()["run"].as_u64().expect("a number");
-    tree.root().call("DELETE", &path(root_run), b"").expect_error(409, "NODE-1 is another process now");
+    tree.root().call("DELETE", &path(root_run), b"").expect_error(409, "NODE-1 is not below the node that sends this");
+}
+
+#[test]
+fn two_nodes_that_hold_copies_of_each_other_do_not_tell_each_other_for_ever() {
+    let tree = Tree::start(2, &[("LEASE_SECONDS", "1")]);
+    tree.root().put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
+    let run = |id| tree.node(id).get("/").json()["run"].as_u64().expect("a number");
+    // Each is made to believe that itself and the other hold copies of its own copy.
+    for (at, holder) in [(2, 2), (2, 3), (3, 2), (3, 3)] {
+        let url = tree.node(holder).url.replace(':', "%3A").replace('/', "%2F");
+        let path = format!("/copies/k?holder=NODE-{holder}&url={url}&run={}&wait_ms=1000", run(holder));
+        assert_eq!(tree.node(at).get(&path).status, 200);
+    }
+    tree.root().put("k", "2").expect(200, r#"{"key":"k","value":2}"#);
+    let sent = |id| tree.node(id).metric("invalidations_sent_total");
+    assert!(sent(2) + sent(3) <= 8, "each asks each a few times at most: {} and {}", sent(2), sent(3));
+    for node in &tree.nodes {
+        node.get("/store/k").expect(200, r#"{"value":2}"#);
+    }
+}
+
+#[test]
+fn a_web_page_cannot_pass_for_a_node() {
+    let root = Node::alone();
+    let refused = "this call is for nodes, and no web page may make it";
+    for header in [("Origin", "https://elsewhere"), ("Sec-Fetch-Site", "cross-site")] {
+        root.call_with("POST", "/nodes", &[header], b"{}").expect_error(403, refused);
+        root.call_with("GET", "/copies/k", &[header], b"").expect_error(403, refused);
+    }
 }
