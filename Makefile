@@ -42,7 +42,7 @@ test-page: ## test the page in a real Chromium, and src/openapi.json against rea
 	@bash tests/page.sh
 
 soak: ## clients on all nodes while nodes are killed and paused, for SOAK_SECONDS (60)
-	SOAK_SECONDS=$(or $(SOAK_SECONDS),60) cargo test --locked --release --test black_box coherence -- --nocapture
+	MALLOC_ARENA_MAX=1 SOAK_SECONDS=$(or $(SOAK_SECONDS),60) cargo test --locked --release --test black_box coherence -- --nocapture
 
 bench: ## throughput beside the bare server, messages, memory (needs wrk)
 	cargo bench --locked --bench bench

@@ -50,6 +50,8 @@ fn respond(node: &Arc<Node>, incoming: &Incoming) -> Result<Answer, Error> {
         Call::Describe => Ok(describe(node).with_header("Vary", "Accept")),
         Call::DescribeApi => Ok(page::description()),
         Call::Metrics => Ok(metrics(node)),
+        // Also before it has its place: a node that is told to join here, perhaps itself, would wait in vain.
+        Call::Join if !node.config.is_root() => Err(Error::JoinElsewhere { name: node.myself.name.clone() }),
         _ if !node.is_joined() => Err(Error::NotJoined),
         Call::Get { key } => get(node, &key),
         Call::List { limit } => Ok(list(node, limit)),

@@ -69,8 +69,9 @@ pub fn keep_joined(node: &Node) -> Result<(), String> {
     while !node.config.is_root() {
         thread::sleep(if lost { RETRY_PAUSE } else { REPEAT_PAUSE });
         match try_join(node) {
-            // Only what the root itself says: any other may be a stranger's, on the port of a root that is gone.
-            Err(cause @ CallError::Refused { status: 400 | 401 | 409, .. }) => return Err(refusal(node, &cause)),
+            // Another process has the place. What else is refused may be a mistake in the root's start, or a
+            // stranger on its port: no reason to lose the node as well.
+            Err(cause @ CallError::Refused { status: 409, .. }) => return Err(refusal(node, &cause)),
             Err(cause) if !lost => {
                 log::warn!("no place from the root at {} any more: {cause}", node.config.root_url);
                 lost = true;
@@ -114,9 +115,6 @@ fn refusal(node: &Node, cause: &CallError) -> String {
 /// # Errors
 /// It is not of this tree, another process lives in its place, or it cannot be reached.
 pub fn admit(node: &Node, join: JoinRequest) -> Result<JoinAnswer, Error> {
-    if !node.config.is_root() {
-        return Err(Error::JoinElsewhere { name: node.myself.name.clone() });
-    }
     let last_id = tree::size(node.config.tree_depth);
     if !(1..=last_id).contains(&join.id) {
         return Err(Error::NoSuchPlace { name: tree::name(join.id), last_id });

@@ -7,6 +7,8 @@
 # before it has its place: so the order of ids is the order of places. Ctrl-C or TERM ends all.
 set -u
 program=$1
+# Else glibc gives threads heaps of their own, and their leavings grow for half an hour before they stop.
+export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-1}
 export TREE_DEPTH=${TREE_DEPTH:-3} ROOT_NODE_ID=${ROOT_NODE_ID:-1}
 base=${API_PORT:-5000}
 
@@ -34,16 +36,13 @@ for id in "${ids[@]}"; do
   fi
 done
 
-# A connection takes two descriptors, and the usual 1,024 are soon gone. Where more may not be had, so be it.
-ulimit -n "$(ulimit -Hn)" 2>/dev/null || true
-
 lines=$(mktemp -d)      # what each node prints once it has its place
+trap 'rm -rf "$lines"' EXIT
 pids=()                 # of the processes that this script started, by id
 stop() {
   trap '' INT TERM
   ((${#pids[@]})) && kill "${pids[@]}" 2>/dev/null
   wait
-  rm -rf "$lines"
   exit "$1"
 }
 trap 'echo; echo "stopping ${#pids[@]} nodes"; stop 0' INT TERM
@@ -72,7 +71,7 @@ TEXT
 while ((${#pids[@]})); do
   for id in "${!pids[@]}"; do
     if ! kill -0 "${pids[id]}" 2>/dev/null; then
-      wait "${pids[id]}"
+      wait "${pids[id]}" 2>/dev/null
       echo "make local: NODE-$id (process ${pids[id]}) ended with status $?; the others go on" >&2
       unset "pids[id]"
     fi

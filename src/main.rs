@@ -72,6 +72,10 @@ fn main() -> ExitCode {
 fn run() -> Result<(), String> {
     let config = Config::from_env().map_err(|error| error.to_string())?;
     start_log(&config);
+    // A connection takes two descriptors, and the usual 1,024 are soon gone. Where more may not be had, so be it.
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        log::warn!("could not raise the limit of descriptors: {error}");
+    }
     let address = SocketAddr::new(config.bind_addr, config.api_port);
     let listener = server::listen(address).map_err(|error| format!("could not listen on {address}: {error}"))?;
     let address = listener.local_addr().map_err(|error| format!("could not listen on {address}: {error}"))?;
@@ -126,7 +130,9 @@ fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), 
 fn start_log(config: &Config) {
     let name = config.node_name();
     env_logger::Builder::new()
-        .filter_level(config.log_level)
+        // The libraries only warn: ureq would trace every byte that is sent, the token's among them.
+        .filter_level(config.log_level.min(log::LevelFilter::Warn))
+        .filter_module("tree_cache", config.log_level)
         // Without its server this crate logs 65,000 lines a second; what they mean is logged by us.
         .filter_module("zookeeper", log::LevelFilter::Off)
         .format(move |out, record| writeln!(out, "{name} {}: {}", record.level(), record.args()))

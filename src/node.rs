@@ -29,7 +29,7 @@ pub const READ_LIMIT: Duration = Duration::from_secs(5);
 /// What an ancestor's answer needs to come back; the ancestor has so much less time than its asker.
 const ANSWER_TIME: Duration = Duration::from_millis(100);
 
-/// What a forwarded write may take beyond a lease, which is how long a lost node can delay it.
+/// What a forwarded write may take beyond what the root may have to wait for.
 const WRITE_SLACK: Duration = Duration::from_secs(1);
 
 /// What asking the root for its child table may take.
@@ -173,13 +173,14 @@ impl Node {
     fn ask_ancestors(&self, key: &str, deadline: Instant) -> Result<(Answered, Instant), Error> {
         let Joined { place, lease } = self.joined()?;
         let mut causes = Vec::new();
+        let mut above_asked = false;
         for (steps, ancestor) in place.ancestors.iter().enumerate() {
             let is_root = steps + 1 == place.ancestors.len();
             let asked = Instant::now();
             let left = deadline.saturating_duration_since(asked);
             let limit = if is_root { left } else { left / 2 };
             let wait = if is_root { left } else { limit.saturating_sub(ANSWER_TIME) };
-            if wait < ANSWER_TIME || (!is_root && self.is_passed_over(&ancestor.url, asked)) {
+            if wait < ANSWER_TIME || (!is_root && (above_asked || self.is_passed_over(&ancestor.url, asked))) {
                 continue;
             }
             self.metrics.fetches_sent.count();
@@ -191,6 +192,9 @@ impl Node {
                 // It costs one reader its time limit, and not every reader after it.
                 self.passed_over().insert(ancestor.url.clone(), Instant::now() + lease);
             }
+            // That one has asked all above it. If each node asked them all again, a read at depth d would cost
+            // 2^(d-1) fetches while the root is dead; so only the root is asked once more.
+            above_asked |= matches!(cause, CallError::Refused { status: 503, .. });
             causes.push((format!("{} at {}", ancestor.name, ancestor.url), cause));
         }
         Err(Error::NoAncestor { key: key.to_owned(), causes })
@@ -225,7 +229,9 @@ impl Node {
     /// The root gave no answer; the error says whether the request can have been applied.
     pub fn forward(&self, method: &str, path: &str, body: Option<&[u8]>) -> Result<RawAnswer, Error> {
         let joined = self.joined()?;
-        let limit = if method == "GET" { NODES_LIMIT } else { joined.lease * 11 / 10 + WRITE_SLACK };
+        // A young root waits with its first write (rule 8), a lost holder is waited for (rule 6).
+        let wait = (joined.lease * 11 / 10).max(ALIVE);
+        let limit = if method == "GET" { NODES_LIMIT } else { wait + WRITE_SLACK };
         let url = format!("{}{path}", self.config.root_url);
         self.peer.forward(method, &url, body, &self.myself.name, limit).map_err(|cause: CallError| Error::NoRoot {
             call: format!("pass {method} {path} on to the root at {}", self.config.root_url),

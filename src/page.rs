@@ -39,6 +39,7 @@ pub fn description() -> Answer {
 }
 
 #[cfg(test)]
+#[cfg(target_os = "linux")] // which has coreutils to hash with
 mod tests {
     use std::io::Write;
     use std::process::{Command, Stdio};

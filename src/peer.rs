@@ -63,6 +63,8 @@ impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotReached(cause) | Self::NoAnswer(cause) => f.write_str(cause),
+            // What it could not do for its own reasons, and those of all above it, would fill a page.
+            Self::Refused { status: 503, detail } if detail.len() > 100 => write!(f, "answered 503"),
             Self::Refused { status, detail } => write!(f, "answered {status} {detail:?}"),
         }
     }
@@ -317,9 +319,9 @@ fn call_error(error: ureq::Error, limit: Duration) -> CallError {
     use ureq::Error::{BadUri, ConnectionFailed, HostNotFound, Http, Io};
     match error {
         ureq::Error::Timeout(Timeout::Connect) => {
-            CallError::NotReached(format!("no connection within {:?}", limit.min(CONNECT_LIMIT)))
+            CallError::NotReached(format!("no connection within {:.1?}", limit.min(CONNECT_LIMIT)))
         }
-        ureq::Error::Timeout(_) => CallError::NoAnswer(format!("no answer within {limit:?}")),
+        ureq::Error::Timeout(_) => CallError::NoAnswer(format!("no answer within {limit:.1?}")),
         Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
             CallError::NotReached("connection refused".to_owned())
         }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use crate::tree::{self, Member};
-use crate::znodes::{Record, Shape, Znode};
+use crate::znodes::{Shape, Znode, ZnodeData};
 
 /// A tree that can be a child table.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub fn fit(shape: Shape, kept_shape: &[u8], znodes: &[Znode]) -> Result<Fitting,
     let mut fitting = Fitting::default();
     let (mut name_at, mut position_of) = (HashMap::new(), HashMap::new());
     for znode in znodes {
-        let Some(Record { id, url, run, position }) = znode.record() else {
+        let Some(ZnodeData { id, url, run, position }) = znode.record() else {
             fitting.unreadable.push(znode.full_path());
             continue;
         };

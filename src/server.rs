@@ -213,6 +213,10 @@ fn read_body(request: &mut Request, max_bytes: usize) -> Result<Vec<u8>, BadBody
         // tiny_http cannot tell a whole chunked body from one that was cut short.
         return refuse(411, "a body needs a Content-Length".to_owned());
     }
+    let lengths = request.headers().iter().filter(|header| header.field.equiv("Content-Length"));
+    if lengths.count() > 1 {
+        return refuse(400, "there is more than one Content-Length".to_owned());
+    }
     let length = match (request.body_length(), find_header(request, "Content-Length")) {
         (None, Some(text)) => return refuse(400, format!("Content-Length {text:?} is not a number of bytes")),
         (length, _) => length.unwrap_or(0),

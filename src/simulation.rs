@@ -254,7 +254,7 @@ impl World {
         }
     }
 
-    // -- what node.rs does, step for step ---------------------------------------------------------
+    // -- what node.rs does, but for its time limits and whom it passes over ------------------------
 
     /// What the clock of a node shows.
     fn clock(&self, number: usize) -> Instant {

@@ -1,7 +1,7 @@
 //! The tree as ZooKeeper has it: what a znode says, and what the child table makes of it. Pure.
 //!
 //! Below `/tree-cache/tree` the path of a node's znode is its path in the tree, and the data is a
-//! [`Record`]. `/tree-cache/tree` itself has a [`Shape`] as its data: from places alone nobody could
+//! [`ZnodeData`]. `/tree-cache/tree` itself has a [`Shape`] as its data: from places alone nobody could
 //! tell the tree of another depth from a part of this one.
 //!
 //! Invariant: what the root's child table says wins, but a node's own run and URL are its own to say.
@@ -24,7 +24,7 @@ const UNKNOWN_RUN: u64 = 0;
 
 /// What a node's znode says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct ZnodeData {
     /// Id of the node.
     pub id: u32,
     /// Where it answers.
@@ -65,7 +65,7 @@ pub struct Wanted {
 impl Znode {
     /// What it says, if that can be read.
     #[must_use]
-    pub fn record(&self) -> Option<Record> {
+    pub fn record(&self) -> Option<ZnodeData> {
         serde_json::from_slice(&self.data).ok()
     }
 
@@ -78,7 +78,7 @@ impl Znode {
 
 impl Wanted {
     fn new(path: &[String], id: u32, url: &str, run: u64, position: u32) -> Self {
-        let record = Record { id, url: url.to_owned(), run, position };
+        let record = ZnodeData { id, url: url.to_owned(), run, position };
         Self { path: full_path(path), data: to_json(&record) }
     }
 }
@@ -131,7 +131,7 @@ pub fn wanted_of_table(table: &ChildTable) -> Vec<Wanted> {
 pub fn misplaced<'a>(depth: u32, table: &[Wanted], znodes: &'a [Znode]) -> Vec<&'a Znode> {
     let records = table.iter().filter_map(|wanted| serde_json::from_slice(&wanted.data).ok());
     let position_of: HashMap<String, u32> =
-        records.map(|record: Record| (tree::name(record.id), record.position)).collect();
+        records.map(|record: ZnodeData| (tree::name(record.id), record.position)).collect();
     let is_free = |position: &u32| *position < tree::size(depth) && position_of.values().all(|taken| taken != position);
     let mut kept: HashMap<&[String], u32> = HashMap::new();
     let mut misplaced = Vec::new();
@@ -163,7 +163,7 @@ pub fn unsaid<'a>(table: &'a [Wanted], znodes: &[Znode]) -> Vec<&'a Wanted> {
     let known: HashMap<String, &Znode> = znodes.iter().map(|znode| (znode.full_path(), znode)).collect();
     let is_said = |wanted: &&Wanted| {
         let said = known.get(&wanted.path).and_then(|znode| znode.record());
-        let (Some(said), Ok(table)) = (said, serde_json::from_slice::<Record>(&wanted.data)) else { return false };
+        let (Some(said), Ok(table)) = (said, serde_json::from_slice::<ZnodeData>(&wanted.data)) else { return false };
         (said.id, said.position) == (table.id, table.position) && said.run != UNKNOWN_RUN
     };
     table.iter().filter(|wanted| !is_said(wanted)).collect()
@@ -179,7 +179,7 @@ pub mod samples {
     }
 
     pub fn znode(ids: &str, id: u32, position: u32) -> Znode {
-        let record = Record { id, url: format!("http://h:{id}"), run: u64::from(id) * 100, position };
+        let record = ZnodeData { id, url: format!("http://h:{id}"), run: u64::from(id) * 100, position };
         Znode { path: path(ids), data: to_json(&record) }
     }
 

@@ -6,7 +6,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -50,15 +50,15 @@ pub fn poll_until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) 
 /// The first of `count` free ports in a row, no two callers the same. They lie below those that the kernel
 /// gives to outgoing connections: so a port is still free when its node is killed and started again.
 pub fn free_ports(count: u16) -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
+    static NEXT: AtomicU32 = AtomicU32::new(0);
     // Two suites that run at once begin at different places.
-    let offset = u16::try_from(std::process::id() % 180 * 100).expect("at most 17,900");
-    loop {
-        let first = 12_000 + (offset + NEXT.fetch_add(count, Ordering::Relaxed)) % 18_000;
-        if (first..first + count).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
-            return first;
-        }
-    }
+    let offset = std::process::id() % 180 * 100;
+    let mut tries = (0..1000).map(|_| (offset + NEXT.fetch_add(u32::from(count), Ordering::Relaxed)) % 18_000);
+    let first = tries.find_map(|place| {
+        let first = 12_000 + u16::try_from(place).expect("below 18,000");
+        (first..first + count).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()).then_some(first)
+    });
+    first.expect("some ports are free")
 }
 
 /// A process whose output is collected; killed and reaped when dropped.

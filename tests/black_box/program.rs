@@ -76,7 +76,7 @@ fn health_is_the_exit_code() {
     assert_eq!(health(), (Some(0), String::new(), String::new()));
     node.pause();
     let line = |cause: &str| format!("tree-cache: no node at {}: {cause}\n", node.url);
-    assert_eq!(health(), (Some(1), String::new(), line("no answer within 2s")));
+    assert_eq!(health(), (Some(1), String::new(), line("no answer within 2.0s")));
     let refused = line("connection refused");
     node.kill();
     assert_eq!(health(), (Some(1), String::new(), refused));
