@@ -167,3 +167,27 @@ fn expect_gone(node: &Node, join: &JoinRequest, url: &str, run: u64) -> Result<(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::tests::{quiet_until, young_root};
+
+    #[test]
+    fn rule_8_a_stated_position_that_the_root_does_not_know_makes_it_wait() {
+        for known in [false, true] {
+            let root = young_root();
+            let member = Member { id: 2, run: 1, url: "http://127.0.0.1:9".to_owned(), heard: None };
+            if known {
+                // Another process has the id by now, and so the position is not honoured.
+                root.table().admit(member.clone(), None);
+            }
+            let join = |run, position| JoinRequest { id: 2, run, url: member.url.clone(), position };
+            // Nobody answers there, so neither has its place.
+            admit(&root, join(2, None)).expect_err("it cannot be reached");
+            assert_eq!(quiet_until(&root), None);
+            admit(&root, join(3, Some(1))).expect_err("it cannot be reached");
+            assert_eq!(quiet_until(&root), Some(root.started + Duration::from_secs(66)));
+        }
+    }
+}
