@@ -4,6 +4,7 @@
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::pool::count_threads;
 use crate::store::Gauges;
 
 /// One number that only grows.
@@ -85,7 +86,7 @@ impl Metrics {
                 gauges.holders as u64,
             ),
             ("bytes", "gauge", "What all that is held counts.", gauges.bytes as u64),
-            ("threads", "gauge", "Threads of the process; 0 where they cannot be counted.", threads()),
+            ("threads", "gauge", "Threads of the process; 0 where they cannot be counted.", count_threads()),
         ] {
             family(&mut text, name, kind, help, &[("", value)]);
         }
@@ -104,9 +105,4 @@ fn family(text: &mut String, name: &str, kind: &str, help: &str, samples: &[(&st
     for (labels, value) in samples {
         let _ = writeln!(text, "tree_cache_{name}{labels} {value}");
     }
-}
-
-/// Linux says it; elsewhere it is not worth a dependency.
-fn threads() -> u64 {
-    std::fs::read_dir("/proc/self/task").map_or(0, |threads| threads.count() as u64)
 }

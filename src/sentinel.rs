@@ -21,14 +21,17 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
+use crate::pool::count_threads;
+
 /// Between two rounds of knocks while clients connect.
 const KNOCK_PAUSE: Duration = Duration::from_millis(20);
 
-/// For how long it goes on after the last new client. The one that it frees last is a new one, too.
+/// For how long it goes on after the last sign of a stranded connection.
 const KNOCK_TIME: Duration = Duration::from_millis(200);
 
 /// A knock frees one stranded connection, and costs 0.15 ms of a core. So the knocks of a round are doubled,
-/// up to so many, as long as new clients appear: they may be ones that the last round freed.
+/// up to so many, as long as there are signs that the last round freed some: new clients, or more threads,
+/// for a client that was freed and sends nothing shows in no other way.
 const MAX_KNOCKS: u32 = 16;
 
 /// So many more knocks are earned in a round, and so many can be saved for a burst: a client that
@@ -90,16 +93,19 @@ impl Sentinel {
 }
 
 fn watch(address: SocketAddr, noticed: &Noticed, fatal: &impl Fn(String)) {
-    let (mut last_client, mut last_check) = (Instant::now(), Instant::now());
+    let (mut last_sign, mut last_check) = (Instant::now(), Instant::now());
     let (mut seen, mut knocks, mut saved, mut failures) = (0, 1, SAVED_KNOCKS, 0);
+    let mut threads_before = count_threads();
     loop {
-        let clients = noticed.new_clients.load(Ordering::SeqCst);
-        if clients > seen {
-            (seen, last_client, knocks) = (clients, Instant::now(), MAX_KNOCKS.min(2 * knocks));
+        let (clients, threads) = (noticed.new_clients.load(Ordering::SeqCst), count_threads());
+        if clients > seen || threads > threads_before {
+            (last_sign, knocks) = (Instant::now(), MAX_KNOCKS.min(2 * knocks));
         } else {
             knocks = 1;
         }
-        if last_client.elapsed() < KNOCK_TIME {
+        seen = seen.max(clients);
+        threads_before = threads;
+        if last_sign.elapsed() < KNOCK_TIME {
             thread::sleep(KNOCK_PAUSE);
             saved = SAVED_KNOCKS.min(saved + EARNED_KNOCKS);
             let now = knocks.min(saved);
@@ -120,7 +126,7 @@ fn watch(address: SocketAddr, noticed: &Noticed, fatal: &impl Fn(String)) {
         }
         last_check = Instant::now();
         match check(address) {
-            // The check was a client, too.
+            // The check was a client, too, and a knock.
             Ok(()) => (seen, failures) = (seen + 1, 0),
             Err(error) => {
                 log::warn!("this node does not answer at {address}: {error}");
