@@ -99,13 +99,11 @@ fn try_join(node: &Node) -> Result<(), CallError> {
 }
 
 fn refusal(node: &Node, cause: &CallError) -> String {
-    let name = &node.myself.name;
-    match cause {
-        CallError::Refused { status, detail } => {
-            format!("{name} cannot join at {}: {detail} ({status})", node.config.root_url)
-        }
-        cause => format!("{name} cannot join at {}: {cause}", node.config.root_url),
-    }
+    let cause = match cause {
+        CallError::Refused { status, detail } => format!("{detail} ({status})"),
+        cause => cause.to_string(),
+    };
+    format!("{} cannot join at {}: {cause}", node.myself.name, node.config.root_url)
 }
 
 // -- the root ----------------------------------------------------------------------------------

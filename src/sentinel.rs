@@ -9,7 +9,8 @@
 //!    every second time without a word; old connections go on, new ones hang. So the sentinel
 //!    asks the server for `GET /` once a second, and reports its silence as fatal.
 //!
-//! Invariant: a server that answers no new connection is reported after [`MAX_SILENCE`] checks. Left out: starting again. That is the supervisor's work.
+//! Invariant: a server that answers no new connection is reported after [`MAX_SILENCE`] checks. Left out:
+//! starting again. That is the supervisor's work.
 
 use std::collections::HashSet;
 use std::io::{self, Read, Write};
