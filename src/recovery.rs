@@ -44,7 +44,7 @@ pub fn fit(shape: Shape, kept_shape: &[u8], znodes: &[Znode]) -> Result<Fitting,
     let mut fitting = Fitting::default();
     let (mut name_at, mut position_of) = (HashMap::new(), HashMap::new());
     for znode in znodes {
-        let Some(ZnodeData { id, url, run, position }) = znode.record() else {
+        let Some(ZnodeData { id, url, run, position }) = znode.read() else {
             fitting.unreadable.push(znode.full_path());
             continue;
         };

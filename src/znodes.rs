@@ -19,7 +19,7 @@ pub const TREE: &str = "/tree-cache/tree";
 /// Where those that live are named.
 pub const LIVE: &str = "/tree-cache/live";
 
-/// The run in a record of a node whose run its writer did not know. The node itself writes the true one.
+/// The run in the data of a node whose run its writer did not know. The node itself writes the true one.
 const UNKNOWN_RUN: u64 = 0;
 
 /// What a node's znode says.
@@ -65,7 +65,7 @@ pub struct Wanted {
 impl Znode {
     /// What it says, if that can be read.
     #[must_use]
-    pub fn record(&self) -> Option<ZnodeData> {
+    pub fn read(&self) -> Option<ZnodeData> {
         serde_json::from_slice(&self.data).ok()
     }
 
@@ -78,8 +78,8 @@ impl Znode {
 
 impl Wanted {
     fn new(path: &[String], id: u32, url: &str, run: u64, position: u32) -> Self {
-        let record = ZnodeData { id, url: url.to_owned(), run, position };
-        Self { path: full_path(path), data: to_json(&record) }
+        let data = ZnodeData { id, url: url.to_owned(), run, position };
+        Self { path: full_path(path), data: to_json(&data) }
     }
 }
 
@@ -129,9 +129,9 @@ pub fn wanted_of_table(table: &ChildTable) -> Vec<Wanted> {
 /// table does not have stays while its position is free.
 #[must_use]
 pub fn misplaced<'a>(depth: u32, table: &[Wanted], znodes: &'a [Znode]) -> Vec<&'a Znode> {
-    let records = table.iter().filter_map(|wanted| serde_json::from_slice(&wanted.data).ok());
+    let wanted_data = table.iter().filter_map(|wanted| serde_json::from_slice(&wanted.data).ok());
     let position_of: HashMap<String, u32> =
-        records.map(|record: ZnodeData| (tree::name(record.id), record.position)).collect();
+        wanted_data.map(|data: ZnodeData| (tree::name(data.id), data.position)).collect();
     let is_free = |position: &u32| *position < tree::size(depth) && position_of.values().all(|taken| taken != position);
     let mut kept: HashMap<&[String], u32> = HashMap::new();
     let mut misplaced = Vec::new();
@@ -143,9 +143,9 @@ pub fn misplaced<'a>(depth: u32, table: &[Wanted], znodes: &'a [Znode]) -> Vec<&
             // What is below one that goes, goes with it; what is below one that says nothing is let be.
             None => continue,
         };
-        let position = match (position_of.get(name), znode.record()) {
+        let position = match (position_of.get(name), znode.read()) {
             (Some(position), _) => Some(*position),
-            (None, Some(record)) => Some(record.position).filter(is_free),
+            (None, Some(data)) => Some(data.position).filter(is_free),
             (None, None) => continue,
         };
         match position {
@@ -162,7 +162,7 @@ pub fn misplaced<'a>(depth: u32, table: &[Wanted], znodes: &'a [Znode]) -> Vec<&
 pub fn unsaid<'a>(table: &'a [Wanted], znodes: &[Znode]) -> Vec<&'a Wanted> {
     let known: HashMap<String, &Znode> = znodes.iter().map(|znode| (znode.full_path(), znode)).collect();
     let is_said = |wanted: &&Wanted| {
-        let said = known.get(&wanted.path).and_then(|znode| znode.record());
+        let said = known.get(&wanted.path).and_then(|znode| znode.read());
         let (Some(said), Ok(table)) = (said, serde_json::from_slice::<ZnodeData>(&wanted.data)) else { return false };
         (said.id, said.position) == (table.id, table.position) && said.run != UNKNOWN_RUN
     };
@@ -179,8 +179,8 @@ pub mod samples {
     }
 
     pub fn znode(ids: &str, id: u32, position: u32) -> Znode {
-        let record = ZnodeData { id, url: format!("http://h:{id}"), run: u64::from(id) * 100, position };
-        Znode { path: path(ids), data: to_json(&record) }
+        let data = ZnodeData { id, url: format!("http://h:{id}"), run: u64::from(id) * 100, position };
+        Znode { path: path(ids), data: to_json(&data) }
     }
 
     pub fn tree() -> Vec<Znode> {
