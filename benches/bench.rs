@@ -156,7 +156,8 @@ fn measure_throughput() {
 }
 
 /// How many of the reads at the leaves are answered from copies, when one operation in 1,000 is a write. Each
-/// copy must be fetched anew once a lease and after each write of its key: more hits there cannot be.
+/// copy must be fetched anew once a lease and after each write of its key, and that is what arithmetic expects;
+/// where the two fall together one fetch does for both, so it can be a little better.
 fn measure_hits(tree: &Tree) {
     let leaves = &tree.nodes[3..];
     let reads =
@@ -174,7 +175,7 @@ fn measure_hits(tree: &Tree) {
     #[expect(clippy::cast_precision_loss, reason = "as above")]
     let misses = 4.0 * (100.0 * seconds / 5.0 + writes as f64);
     println!(
-        "\n{:.0} reads/s at four leaves, 100 keys, 1 write in 1,000: {:.2} % answered from copies; the limit is {:.2} %",
+        "\n{:.0} reads/s at four leaves, 100 keys, 1 write in 1,000: {:.2} % answered from copies; arithmetic expects {:.2} %",
         reads / seconds,
         100.0 * share,
         100.0 * (1.0 - misses / reads)
@@ -243,8 +244,9 @@ fn run_load(load: &Load) -> Figures {
         assert!(!text.contains("Non-2xx") && !text.contains("Socket errors"), "{}: {text}", load.title);
         sum.requests_per_second += word_after(&text, "Requests/sec:").parse::<f64>().expect("a number");
         // Of several, the slowest.
-        sum.p50_ms = sum.p50_ms.max(milliseconds(word_after(&text, "50%")));
-        sum.p99_ms = sum.p99_ms.max(milliseconds(word_after(&text, "99%")));
+        let (_, latencies) = text.split_once("Latency Distribution").expect("--latency prints it");
+        sum.p50_ms = sum.p50_ms.max(milliseconds(word_after(latencies, "50%")));
+        sum.p99_ms = sum.p99_ms.max(milliseconds(word_after(latencies, "99%")));
     }
     sum
 }
