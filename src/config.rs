@@ -213,6 +213,7 @@ fn is_server(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wrong_values::WRONG_VALUES;
 
     fn config(variables: &[(&str, &str)]) -> Result<Config, String> {
         let find = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
@@ -242,43 +243,9 @@ mod tests {
 
     #[test]
     fn every_wrong_value_is_named_with_what_is_allowed() {
-        let number = |range: &str| format!("a whole number from {range}");
-        let url = "a URL of the form http://host:port";
-        let address = "an IP address, such as 127.0.0.1 or 0.0.0.0";
-        let servers = "host:port[,host:port…]";
-        for (variable, value, allowed) in [
-            ("TREE_DEPTH", "0", number("1 to 16").as_str()),
-            ("TREE_DEPTH", "17", &number("1 to 16")),
-            ("TREE_DEPTH", "", &number("1 to 16")),
-            ("API_PORT", "65536", &number("0 to 65535")),
-            ("API_PORT", "http", &number("0 to 65535")),
-            ("ROOT_NODE_ID", "8", &number("1 to 7")),
-            ("NODE_ID", "0", &number("1 to 7")),
-            ("NODE_ID", "-1", &number("1 to 7")),
-            ("NODE_ID", "3.5", &number("1 to 7")),
-            ("BIND_ADDR", "localhost", address),
-            ("NODE_URL", "here:5000", url),
-            ("NODE_URL", "https://here:5000", url),
-            ("NODE_URL", "http://me:secret@here:5000", url),
-            ("ROOT_URL", "http://here:5000/x", url),
-            ("ROOT_URL", "http://here:65536", url),
-            ("LEASE_SECONDS", "0", "a number of seconds from 0.1 to 3600"),
-            ("LEASE_SECONDS", "NaN", "a number of seconds from 0.1 to 3600"),
-            ("MAX_VALUE_BYTES", "1k", &number("1 to 1073741824")),
-            ("MAX_STORE_BYTES", "0", &number("1 to 18446744073709551615")),
-            ("ZOOKEEPER", "", servers),
-            ("ZOOKEEPER", "here", servers),
-            ("ZOOKEEPER", ":2181", servers),
-            ("ZOOKEEPER", "here:0", servers),
-            ("ZOOKEEPER", "here:65536", servers),
-            ("ZOOKEEPER", "here:2181/chroot", servers),
-            ("ZOOKEEPER", "here:2181, there:2181", servers),
-            ("ZOOKEEPER", "here:2181,", servers),
-            ("ZOOKEEPER", "me@here:2181", servers),
-            ("RUST_LOG", "loud", "off, error, warn, info, debug or trace"),
-        ] {
+        for (variable, value, allowed) in WRONG_VALUES {
             let expected = format!("{variable}={value:?}: must be {allowed}");
-            assert_eq!(config(&[(variable, value)]).map(|_| ()), Err(expected));
+            assert_eq!(config(&[(*variable, *value)]).map(|_| ()), Err(expected));
         }
     }
 

@@ -61,8 +61,7 @@ impl Holders {
         if lease.is_zero() || self.silent.get(holder).is_some_and(|until| now < *until) {
             return Duration::ZERO;
         }
-        // The tenth makes up for clocks of different speed.
-        let ends = now + lease * 11 / 10;
+        let ends = now + record_life(lease);
         self.last_number += 1;
         let number = self.last_number;
         if let Some((key, record)) = self.find_mut(key, holder) {
@@ -167,6 +166,12 @@ impl Holders {
         self.known.insert(Arc::clone(&holder));
         holder
     }
+}
+
+/// How long a grant of that lease stays on record. The tenth makes up for clocks of different speed.
+#[must_use]
+pub fn record_life(lease: Duration) -> Duration {
+    lease * 11 / 10
 }
 
 /// Gives memory back, which a map does not do by itself when what was in it is gone.

@@ -30,6 +30,9 @@ mod simulation;
 mod store;
 mod tree;
 mod value;
+#[cfg(test)]
+#[path = "../tests/black_box/wrong_values.rs"]
+mod wrong_values;
 mod znodes;
 
 use std::io::Write;

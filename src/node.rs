@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::error::Error;
-use crate::holders::{Holder, Record};
+use crate::holders::{Holder, Record, record_life};
 use crate::metrics::Metrics;
 use crate::peer::{CallError, Peer, RawAnswer};
 use crate::pool::Pool;
@@ -148,9 +148,7 @@ impl Node {
                 Step::Fetch(number) => {
                     return self.fetch(key, number, holder, deadline).map(|answered| (answered, Source::Fetch));
                 }
-                Step::Wait if now >= deadline => {
-                    return Err(Error::NoAncestor { key: key.to_owned(), causes: Vec::new() });
-                }
+                Step::Wait if now >= deadline => return Err(no_answer(key)),
                 Step::Wait => thread::park_timeout(deadline - now),
             }
         }
@@ -159,14 +157,13 @@ impl Node {
     fn fetch(&self, key: &str, number: u64, holder: Option<&Holder>, deadline: Instant) -> Result<Answered, Error> {
         // A fetch that was never ended would make every later reader of its key wait for it.
         let result = catch_unwind(AssertUnwindSafe(|| self.ask_ancestors(key, deadline)));
-        let (fetched, error) = match result {
-            Ok(Ok(fetched)) => (Some(fetched), None),
-            Ok(Err(error)) => (None, Some(error)),
-            Err(_) => (None, None),
+        let (fetched, error) = match result.unwrap_or_else(|_| Err(no_answer(key))) {
+            Ok(fetched) => (Some(fetched), None),
+            Err(error) => (None, Some(error)),
         };
         let (answered, waiting) = self.store().end_fetch(key, number, fetched, holder, Instant::now());
         waiting.iter().for_each(Thread::unpark);
-        answered.ok_or_else(|| error.unwrap_or_else(|| Error::NoAncestor { key: key.to_owned(), causes: Vec::new() }))
+        answered.ok_or_else(|| error.expect("what an ancestor answered is an answer"))
     }
 
     /// Asks the ancestors, nearest first, until one answers; says when that one was asked.
@@ -230,7 +227,7 @@ impl Node {
     pub fn forward(&self, method: &str, path: &str, body: Option<&[u8]>) -> Result<RawAnswer, Error> {
         let joined = self.joined()?;
         // A young root waits with its first write (rule 8), a lost holder is waited for (rule 6).
-        let wait = (joined.lease * 11 / 10).max(ALIVE);
+        let wait = record_life(joined.lease).max(ALIVE);
         let limit = if method == "GET" { NODES_LIMIT } else { wait + WRITE_SLACK };
         let url = format!("{}{path}", self.config.root_url);
         self.peer.forward(method, &url, body, &self.myself.name, limit).map_err(|cause: CallError| Error::NoRoot {
@@ -406,7 +403,7 @@ impl Node {
     /// Lets no write finish before one lease and a tenth after the start (rule 8): a node may hold a copy
     /// that a former run of this root granted.
     pub fn expect_former_holders(&self) {
-        self.store().be_quiet_until(self.started + self.config.lease * 11 / 10);
+        self.store().be_quiet_until(self.started + record_life(self.config.lease));
     }
 
     /// Refuses what only the root may do.
@@ -432,6 +429,11 @@ impl Node {
     fn passed_over(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
         self.passed_over.lock().expect("nothing panics under this lock")
     }
+}
+
+/// A read that has nobody's failure to tell of but its own.
+fn no_answer(key: &str) -> Error {
+    Error::NoAncestor { key: key.to_owned(), causes: Vec::new() }
 }
 
 /// A writer in the queue of its key; dropped, it leaves the queue, so that a panic stops nobody else.

@@ -15,3 +15,4 @@ mod page;
 mod process;
 mod program;
 mod tree;
+mod wrong_values;

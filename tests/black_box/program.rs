@@ -5,33 +5,12 @@ use std::time::Duration;
 
 use crate::client::try_call;
 use crate::harness::{Node, PROCESS_LIMIT, Process, Tree, free_ports, poll_until};
+use crate::wrong_values::WRONG_VALUES;
 
 #[test]
 fn a_wrong_value_ends_the_program_with_one_line_that_says_what_is_allowed() {
-    let number = |range: &str| format!("a whole number from {range}");
-    let url = "a URL of the form http://host:port";
-    let address = "an IP address, such as 127.0.0.1 or 0.0.0.0";
-    for (variable, value, allowed) in [
-        ("TREE_DEPTH", "0", number("1 to 16").as_str()),
-        ("TREE_DEPTH", "17", &number("1 to 16")),
-        ("TREE_DEPTH", "", &number("1 to 16")),
-        ("API_PORT", "65536", &number("0 to 65535")),
-        ("API_PORT", "http", &number("0 to 65535")),
-        ("ROOT_NODE_ID", "8", &number("1 to 7")),
-        ("ROOT_NODE_ID", "0", &number("1 to 7")),
-        ("NODE_ID", "8", &number("1 to 7")),
-        ("NODE_ID", "-1", &number("1 to 7")),
-        ("BIND_ADDR", "localhost", address),
-        ("NODE_URL", "here:5000", url),
-        ("NODE_URL", "https://here:5000", url),
-        ("ROOT_URL", "http://here:5000/x", url),
-        ("LEASE_SECONDS", "0", "a number of seconds from 0.1 to 3600"),
-        ("LEASE_SECONDS", "soon", "a number of seconds from 0.1 to 3600"),
-        ("MAX_VALUE_BYTES", "1k", &number("1 to 1073741824")),
-        ("MAX_STORE_BYTES", "0", &number("1 to 18446744073709551615")),
-        ("RUST_LOG", "loud", "off, error, warn, info, debug or trace"),
-    ] {
-        let ended = Process::spawn(&[], &[("API_PORT", "0"), (variable, value)]).wait_for_end(PROCESS_LIMIT);
+    for (variable, value, allowed) in WRONG_VALUES {
+        let ended = Process::spawn(&[], &[("API_PORT", "0"), (*variable, *value)]).wait_for_end(PROCESS_LIMIT);
         let line = format!("tree-cache: {variable}={value:?}: must be {allowed}\n");
         assert_eq!(ended, (Some(1), String::new(), line));
     }

@@ -1,0 +1,38 @@
+//! Values that the configuration refuses. One list for the test of the plain function (`src/config.rs`) and the
+//! one of the real program, so that neither knows less than the other.
+
+/// Variable, value, and what is allowed.
+pub const WRONG_VALUES: &[(&str, &str, &str)] = &[
+    ("TREE_DEPTH", "0", "a whole number from 1 to 16"),
+    ("TREE_DEPTH", "17", "a whole number from 1 to 16"),
+    ("TREE_DEPTH", "", "a whole number from 1 to 16"),
+    ("API_PORT", "65536", "a whole number from 0 to 65535"),
+    ("API_PORT", "http", "a whole number from 0 to 65535"),
+    ("ROOT_NODE_ID", "8", "a whole number from 1 to 7"),
+    ("ROOT_NODE_ID", "0", "a whole number from 1 to 7"),
+    ("NODE_ID", "0", "a whole number from 1 to 7"),
+    ("NODE_ID", "-1", "a whole number from 1 to 7"),
+    ("NODE_ID", "3.5", "a whole number from 1 to 7"),
+    ("NODE_ID", "8", "a whole number from 1 to 7"),
+    ("BIND_ADDR", "localhost", "an IP address, such as 127.0.0.1 or 0.0.0.0"),
+    ("NODE_URL", "here:5000", "a URL of the form http://host:port"),
+    ("NODE_URL", "https://here:5000", "a URL of the form http://host:port"),
+    ("NODE_URL", "http://me:secret@here:5000", "a URL of the form http://host:port"),
+    ("ROOT_URL", "http://here:5000/x", "a URL of the form http://host:port"),
+    ("ROOT_URL", "http://here:65536", "a URL of the form http://host:port"),
+    ("LEASE_SECONDS", "0", "a number of seconds from 0.1 to 3600"),
+    ("LEASE_SECONDS", "NaN", "a number of seconds from 0.1 to 3600"),
+    ("LEASE_SECONDS", "soon", "a number of seconds from 0.1 to 3600"),
+    ("MAX_VALUE_BYTES", "1k", "a whole number from 1 to 1073741824"),
+    ("MAX_STORE_BYTES", "0", "a whole number from 1 to 18446744073709551615"),
+    ("ZOOKEEPER", "", "host:port[,host:port…]"),
+    ("ZOOKEEPER", "here", "host:port[,host:port…]"),
+    ("ZOOKEEPER", ":2181", "host:port[,host:port…]"),
+    ("ZOOKEEPER", "here:0", "host:port[,host:port…]"),
+    ("ZOOKEEPER", "here:65536", "host:port[,host:port…]"),
+    ("ZOOKEEPER", "here:2181/chroot", "host:port[,host:port…]"),
+    ("ZOOKEEPER", "here:2181, there:2181", "host:port[,host:port…]"),
+    ("ZOOKEEPER", "here:2181,", "host:port[,host:port…]"),
+    ("ZOOKEEPER", "me@here:2181", "host:port[,host:port…]"),
+    ("RUST_LOG", "loud", "off, error, warn, info, debug or trace"),
+];
