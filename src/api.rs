@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::call::{self, Call};
+use crate::call::{Call, Request};
 use crate::config::base_url;
 use crate::error::Error;
 use crate::holders::Holder;
@@ -39,12 +39,7 @@ pub fn handle(node: &Arc<Node>, incoming: &Incoming) -> Answer {
 }
 
 fn respond(node: &Arc<Node>, incoming: &Incoming) -> Result<Answer, Error> {
-    let (method, target) = (incoming.method(), incoming.target());
-    // Before anything else is looked at: a stranger learns nothing from what is wrong with its call.
-    if call::is_between_nodes(method, target) {
-        expect_node(node, incoming)?;
-    }
-    match Call::read(method, target)? {
+    match Request::read(incoming.method(), incoming.target()).open(|| expect_node(node, incoming))? {
         // The same URL has two answers, and a cache in between must know.
         Call::Describe if page::is_wanted(incoming.header("Accept")) => Ok(page::page().with_header("Vary", "Accept")),
         Call::Describe => Ok(describe(node).with_header("Vary", "Accept")),
@@ -271,7 +266,7 @@ fn answer_json(value: &impl Serialize) -> Answer {
 
 fn answer_error(error: &Error) -> Answer {
     let status = match error {
-        Error::BadKey(_) | Error::BadQuery(_) | Error::NoSuchPlace { .. } => 400,
+        Error::BadTarget(_) | Error::BadKey(_) | Error::BadQuery(_) | Error::NoSuchPlace { .. } => 400,
         Error::Unauthorized => 401,
         Error::FromBrowser => 403,
         Error::KeyNotFound | Error::NoSuchPath(_) => 404,

@@ -1,6 +1,10 @@
-//! What a node can be asked: method and target of a request become a [`Call`]. Pure.
+//! What a node can be asked: method and target are read into a [`Request`], which says what is asked and who
+//! may ask it. Pure.
 //!
-//! Invariant: keys are decoded here and nowhere else. Left out: bodies, and doing it (`api.rs`).
+//! Invariant: the target is read here, once, and nowhere else. Two readers of one path may disagree: when one
+//! of them chose the call and another decided who needs the token, `POST x/nodes` was a join that needed none.
+//!
+//! Left out: bodies, telling whether a caller is a node, and carrying the call out (`api.rs`).
 
 use std::time::Duration;
 
@@ -11,6 +15,20 @@ use crate::key;
 
 /// Keys in one listing.
 pub const MAX_LISTED: usize = 1000;
+
+/// A request as it was read: what is asked, which only [`Request::open`] gives away, and who may ask it.
+pub struct Request {
+    who: Who,
+    call: Result<Call, Error>,
+}
+
+/// Who may ask something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Anybody,
+    /// Only the nodes of this tree.
+    Nodes,
+}
 
 /// One thing that a node can be asked.
 #[derive(Debug, PartialEq)]
@@ -65,73 +83,98 @@ pub enum Call {
     },
 }
 
-impl Call {
-    /// The call that this method and target are.
+impl Request {
+    /// Reads method and target.
+    #[must_use]
+    pub fn read(method: &str, target: &str) -> Self {
+        let Some((path, query)) = split_target(target) else {
+            return Self { who: Who::Anybody, call: Err(Error::BadTarget(shorten(target))) };
+        };
+        let segments: Vec<&str> = path.split('/').collect();
+        let reads = method == "GET" || method == "HEAD";
+        let (who, call) = match segments[..] {
+            ["nodes"] if method == "POST" => (Who::Nodes, Ok(Call::Join)),
+            // Also when it is wrong: a stranger need not know in which way.
+            ["copies", segment] => (Who::Nodes, read_copies(method, segment, query)),
+            ["copies", _, _, ..] => (Who::Nodes, Err(no_path(path))),
+            ["store", segment] => (Who::Anybody, read_store(method, segment)),
+            ["store"] if reads => (Who::Anybody, read_limit(query).map(|limit| Call::List { limit })),
+            [""] if reads => (Who::Anybody, Ok(Call::Describe)),
+            ["nodes"] if reads => (Who::Anybody, Ok(Call::Nodes)),
+            ["metrics"] if reads => (Who::Anybody, Ok(Call::Metrics)),
+            ["openapi.json"] if reads => (Who::Anybody, Ok(Call::DescribeApi)),
+            ["nodes"] => (Who::Anybody, Err(no_method(method, "GET, HEAD, POST"))),
+            ["" | "metrics" | "openapi.json" | "store"] => (Who::Anybody, Err(no_method(method, "GET, HEAD"))),
+            _ => (Who::Anybody, Err(no_path(path))),
+        };
+        Self { who, call }
+    }
+
+    /// What is asked. Where only nodes may ask it, `expect_node` has the first word.
     ///
     /// # Errors
-    /// There is no such path or method, or the key or a parameter is wrong.
-    pub fn read(method: &str, target: &str) -> Result<Self, Error> {
-        let (path, query) = split_target(target);
-        let segments: Vec<&str> = path.split('/').skip(1).collect();
-        let reads = method == "GET" || method == "HEAD";
-        let no_method = |allow| Err(Error::NoSuchMethod { method: method.to_owned(), allow });
-        match segments[..] {
-            [""] if reads => Ok(Self::Describe),
-            ["nodes"] if reads => Ok(Self::Nodes),
-            ["nodes"] if method == "POST" => Ok(Self::Join),
-            ["metrics"] if reads => Ok(Self::Metrics),
-            ["openapi.json"] if reads => Ok(Self::DescribeApi),
-            ["store"] if reads => Ok(Self::List { limit: read_limit(query)? }),
-            ["store", segment] => {
-                let key = key::decode(segment).map_err(Error::BadKey);
-                match method {
-                    "GET" | "HEAD" => Ok(Self::Get { key: key? }),
-                    "PUT" => Ok(Self::Put { key: key? }),
-                    "DELETE" => Ok(Self::Delete { key: key? }),
-                    _ => no_method("GET, HEAD, PUT, DELETE"),
-                }
-            }
-            ["copies", segment] => {
-                let key = key::decode(segment).map_err(Error::BadKey);
-                match method {
-                    "GET" => Ok(Self::Fetch {
-                        key: key?,
-                        holder: Holder {
-                            name: read_name(query)?,
-                            url: read_url(query)?,
-                            run: read_number(query, "run")?,
-                        },
-                        wait: Duration::from_millis(read_number(query, "wait_ms")?),
-                    }),
-                    "DELETE" => Ok(Self::Invalidate {
-                        key: key?,
-                        run: read_number(query, "run")?,
-                        level: read_number(query, "level")?.try_into().unwrap_or(u32::MAX),
-                    }),
-                    _ => no_method("GET, DELETE"),
-                }
-            }
-            ["nodes"] => no_method("GET, HEAD, POST"),
-            ["" | "metrics" | "openapi.json" | "store"] => no_method("GET, HEAD"),
-            _ => Err(Error::NoSuchPath(path.chars().take(100).collect())),
+    /// The caller is no node; there is no such target, path or method; the key or a parameter is wrong.
+    pub fn open(self, expect_node: impl FnOnce() -> Result<(), Error>) -> Result<Call, Error> {
+        match self.who {
+            Who::Anybody => {}
+            Who::Nodes => expect_node()?,
         }
+        self.call
     }
 }
 
-/// Whether only other nodes may ask this.
-#[must_use]
-pub fn is_between_nodes(method: &str, target: &str) -> bool {
-    let (path, _) = split_target(target);
-    path.starts_with("/copies/") || (path == "/nodes" && method == "POST")
+/// Path, without the slash that it begins with, and query of a target: `/path` or `http://host/path`.
+fn split_target(target: &str) -> Option<(&str, &str)> {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let path = match path.strip_prefix("http://") {
+        None => path.strip_prefix('/')?,
+        // `http://host` alone is its `/`.
+        Some(absolute) => match absolute.split_once('/').unwrap_or((absolute, "")) {
+            ("", _) => return None,
+            (_host, path) => path,
+        },
+    };
+    Some((path, query))
 }
 
-/// Path and query of a request's target, be it `/path` or `http://host/path`.
-fn split_target(target: &str) -> (&str, &str) {
-    let target = match target.strip_prefix("http://") {
-        Some(absolute) => absolute.find('/').map_or("/", |start| &absolute[start..]),
-        None => target,
-    };
-    target.split_once('?').unwrap_or((target, ""))
+fn read_store(method: &str, segment: &str) -> Result<Call, Error> {
+    let key = key::decode(segment).map_err(Error::BadKey);
+    match method {
+        "GET" | "HEAD" => Ok(Call::Get { key: key? }),
+        "PUT" => Ok(Call::Put { key: key? }),
+        "DELETE" => Ok(Call::Delete { key: key? }),
+        _ => Err(no_method(method, "GET, HEAD, PUT, DELETE")),
+    }
+}
+
+fn read_copies(method: &str, segment: &str, query: &str) -> Result<Call, Error> {
+    let key = key::decode(segment).map_err(Error::BadKey);
+    match method {
+        "GET" => Ok(Call::Fetch {
+            key: key?,
+            holder: Holder { name: read_name(query)?, url: read_url(query)?, run: read_number(query, "run")? },
+            wait: Duration::from_millis(read_number(query, "wait_ms")?),
+        }),
+        "DELETE" => Ok(Call::Invalidate {
+            key: key?,
+            run: read_number(query, "run")?,
+            level: read_number(query, "level")?.try_into().unwrap_or(u32::MAX),
+        }),
+        _ => Err(no_method(method, "GET, DELETE")),
+    }
+}
+
+fn no_method(method: &str, allow: &'static str) -> Error {
+    Error::NoSuchMethod { method: method.to_owned(), allow }
+}
+
+fn no_path(path: &str) -> Error {
+    Error::NoSuchPath(format!("/{}", shorten(path)))
+}
+
+/// So much of a target as an error repeats.
+fn shorten(text: &str) -> String {
+    text.chars().take(100).collect()
 }
 
 fn read_parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
@@ -166,72 +209,4 @@ fn read_limit(query: &str) -> Result<usize, Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(method: &str, target: &str) -> Result<Call, String> {
-        Call::read(method, target).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn each_path_and_method_is_one_call() {
-        let key = || "a/b".to_owned();
-        let holder = Holder { name: "NODE-4".to_owned(), url: "http://h:1".to_owned(), run: 7 };
-        let fetch = Call::Fetch { key: key(), holder, wait: Duration::from_millis(900) };
-        for (method, target, call) in [
-            ("GET", "/", Call::Describe),
-            ("GET", "/?x", Call::Describe),
-            ("HEAD", "/nodes", Call::Nodes),
-            ("POST", "/nodes", Call::Join),
-            ("GET", "/metrics", Call::Metrics),
-            ("GET", "/openapi.json", Call::DescribeApi),
-            ("GET", "/store", Call::List { limit: 1000 }),
-            ("GET", "/store?x=1&limit=7", Call::List { limit: 7 }),
-            ("GET", "/store/a%2Fb", Call::Get { key: key() }),
-            ("HEAD", "/store/a%2fb?x=1", Call::Get { key: key() }),
-            ("GET", "http://elsewhere:1/store/a%2Fb", Call::Get { key: key() }),
-            ("GET", "http://elsewhere:1", Call::Describe),
-            ("PUT", "/store/a%2Fb", Call::Put { key: key() }),
-            ("DELETE", "/store/a%2Fb", Call::Delete { key: key() }),
-            ("GET", "/copies/a%2Fb?holder=NODE-4&url=http%3A%2F%2Fh%3A1&run=7&wait_ms=900", fetch),
-            ("DELETE", "/copies/a%2Fb?run=7&level=2", Call::Invalidate { key: key(), run: 7, level: 2 }),
-        ] {
-            assert_eq!(read(method, target), Ok(call), "{method} {target}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_call_is_refused_with_its_operand() {
-        for (method, target, detail) in [
-            ("GET", "/store/a/b", "there is no path \"/store/a/b\""),
-            ("GET", "//", "there is no path \"//\""),
-            ("GET", "*", "there is no path \"*\""),
-            ("GET", "", "there is no path \"\""),
-            ("GET", "/store/", "the key is empty"),
-            ("GET", "/store/%zz", "the key has a % without two hexadecimal digits"),
-            ("GET", "/store?limit=0", "limit=\"0\" is not a whole number from 1 to 1000"),
-            ("get", "/store/k", "the method \"get\" is not one of GET, HEAD, PUT, DELETE"),
-            ("PUT", "/nodes", "the method \"PUT\" is not one of GET, HEAD, POST"),
-            ("POST", "/", "the method \"POST\" is not one of GET, HEAD"),
-            ("PUT", "/copies/k", "the method \"PUT\" is not one of GET, DELETE"),
-            ("GET", "/copies/k?holder=me", "holder=\"me\" is not the name of a node"),
-            ("GET", "/copies/k?holder=NODE-4&url=h", "url=\"h\" is not a URL of the form http://host:port"),
-            ("DELETE", "/copies/k?run=-1", "run=\"-1\" is not a whole number"),
-        ] {
-            assert_eq!(read(method, target), Err(detail.to_owned()), "{method} {target}");
-        }
-    }
-
-    #[test]
-    fn what_nodes_ask_each_other_is_known_by_its_path() {
-        for (method, target, expected) in [
-            ("POST", "/nodes", true),
-            ("GET", "/nodes", false),
-            ("GET", "/copies/", true),
-            ("PUT", "http://h/copies/k?run=1", true),
-            ("GET", "/store/copies", false),
-        ] {
-            assert_eq!(is_between_nodes(method, target), expected, "{method} {target}");
-        }
-    }
-}
+mod tests;

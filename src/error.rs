@@ -14,6 +14,8 @@ pub const KEY_NOT_FOUND: &str = "Key not found";
 /// Why a request was not done.
 #[derive(Debug)]
 pub enum Error {
+    /// The target is neither a path nor a URL.
+    BadTarget(String),
     /// The path segment is no key.
     BadKey(BadKey),
     /// A parameter in the query is missing or wrong.
@@ -105,6 +107,7 @@ impl fmt::Display for Error {
             Self::BadQuery(detail) | Self::BadBody(detail) => f.write_str(detail),
             Self::KeyNotFound => f.write_str(KEY_NOT_FOUND),
             Self::NoSuchPath(path) => write!(f, "there is no path {path:?}"),
+            Self::BadTarget(target) => write!(f, "the target {target:?} is neither a path nor an http:// URL"),
             Self::NoSuchMethod { method, allow } => write!(f, "the method {method:?} is not one of {allow}"),
             Self::Unauthorized => write!(f, "this call needs the token of the nodes"),
             Self::NotRoot { name } | Self::JoinElsewhere { name } => write!(f, "{name} is not the root"),

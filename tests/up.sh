@@ -179,10 +179,14 @@ has_limits() {
 is_healthy() { local health; health=$(inspect "NODE-$1" '{{.State.Health.Status}}'); echo "$health"; [ "$health" = healthy ]; }
 
 strangers_cannot_join() {
-  local status
-  status=$(ask -o "$scratch/join" -w '%{http_code}' "$(url "$root")/nodes" -d '{"id":2,"run":1,"url":"http://stranger:1","position":null}')
-  cat "$scratch/join"
-  [ "$status" = 401 ]
+  local target status said=
+  for target in /nodes http://root/nodes x/nodes http:/nodes; do
+    status=$(ask --request-target "$target" -o "$scratch/join" -w '%{http_code}' "$(url "$root")" \
+      -d '{"id":2,"run":1,"url":"http://stranger:1","position":null}')
+    cat "$scratch/join"
+    said+="$status "
+  done
+  [ "$said" = "401 401 400 400 " ]
 }
 
 token_is_private() {

@@ -161,7 +161,10 @@ fn a_target_may_be_absolute() {
     get("http://somewhere/store/k").expect(200, r#"{"value":1}"#);
     get("http://somewhere/store/k?x=y").expect(200, r#"{"value":1}"#);
     assert_eq!(get("http://somewhere").json()["node"], "NODE-1");
-    for target in ["*", "store/k", "//store/k", "/store/k/", "/Store/k", "/copies", "/health"] {
+    for target in ["*", "store/k", "x/store/k", "HTTP://somewhere/store/k"] {
+        get(target).expect_error(400, &format!("the target {target:?} is neither a path nor an http:// URL"));
+    }
+    for target in ["//store/k", "/store/k/", "/Store/k", "/copies", "/health"] {
         get(target).expect_error(404, &format!("there is no path {target:?}"));
     }
 }

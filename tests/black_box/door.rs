@@ -1,0 +1,102 @@
+//! Who may ask what, and who is shown the token of the nodes.
+
+use serde_json::{Value, json};
+
+use crate::client::{Answer, raw_call};
+use crate::harness::{Env, Node, Tree};
+use crate::impostor::Impostor;
+
+const TOKEN: &str = "n0b0dy-Knows/This=1";
+
+/// Run of the impostor.
+const RUN: u64 = 7;
+
+fn join_body(id: u32, run: u64, url: &str) -> String {
+    json!({ "id": id, "run": run, "url": url, "position": null }).to_string()
+}
+
+fn names(root: &Node) -> Vec<Value> {
+    let listing = root.get("/nodes").json();
+    listing["nodes"].as_array().expect("a list").iter().map(|node| node["name"].clone()).collect()
+}
+
+/// A request exactly as it is written here.
+fn ask(node: &Node, method: &str, target: &str, headers: Env, body: &str) -> Answer {
+    let headers = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect::<Vec<_>>().concat();
+    let length = body.len();
+    let request = format!("{method} {target} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
+    raw_call(node.port, request.as_bytes())
+}
+
+#[test]
+fn no_spelling_opens_a_call_between_nodes_to_a_stranger() {
+    // Two of three places are taken, so that there is one to be had.
+    let tree = Tree::start(1, &[("TREE_DEPTH", "2"), ("TREE_TOKEN", TOKEN)]);
+    let leaf = tree.start_node(2, &[("TREE_DEPTH", "2"), ("TREE_TOKEN", TOKEN)]);
+    tree.root().put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
+    let impostor = Impostor::start(RUN);
+    let join = join_body(3, RUN, &impostor.url());
+    let url = impostor.url().replace(':', "%3A").replace('/', "%2F");
+    let fetch = format!("copies/k?holder=NODE-3&url={url}&run={RUN}&wait_ms=1000");
+    let leaf_run = leaf.get("/").json()["run"].clone();
+    let invalidate = format!("copies/k?run={leaf_run}&level=1");
+
+    let strangers: [(u16, Env); 5] = [
+        (401, &[]),
+        (401, &[("Authorization", "Bearer wrong")]),
+        (401, &[("Via", "1.1 NODE-2")]),
+        (403, &[("Origin", "http://localhost:5000")]),
+        (403, &[("Sec-Fetch-Site", "same-origin"), ("Authorization", "Bearer wrong")]),
+    ];
+    for node in [tree.root(), &leaf] {
+        for (method, path, body) in [("POST", "nodes", join.as_str()), ("GET", &fetch, ""), ("DELETE", &invalidate, "")]
+        {
+            for (refused, headers) in strangers {
+                for (start, status) in [
+                    ("/", refused),
+                    ("http://x/", refused),
+                    ("http://x:5000/", refused),
+                    ("http://nodes/", refused),
+                    ("", 400),
+                    ("x/", 400),
+                    ("*/", 400),
+                    ("*", 400),
+                    ("?/", 400),
+                    ("#/", 400),
+                    ("http:/", 400),
+                    ("http:", 400),
+                    ("http:///", 400),
+                    ("HTTP://x/", 400),
+                    ("https://x/", 400),
+                    ("x:5000/", 400),
+                    ("//", 404),
+                    ("/x/", 404),
+                    ("/./", 404),
+                    ("/x/../", 404),
+                    ("/%2F", 404),
+                    ("/http://x/", 404),
+                    ("http://x//", 404),
+                    ("http://x/x/", 404),
+                ] {
+                    let answer = ask(node, method, &format!("{start}{path}"), headers, body);
+                    let said = format!("{method} {start}{path} {headers:?} at {}: {}", node.name, answer.text());
+                    assert_eq!(answer.status, status, "{said}");
+                    assert!(answer.json()["detail"].is_string(), "{said}");
+                }
+            }
+        }
+    }
+    assert_eq!(impostor.heard(), [""; 0], "nobody is even asked who it is");
+    assert_eq!(names(tree.root()), ["NODE-1", "NODE-2"]);
+    for node in [tree.root(), &leaf] {
+        let counted = ["grants_total", "holders", "invalidations_received_total"].map(|name| node.metric(name));
+        assert_eq!(counted, [0, 0, 0], "at {}", node.name);
+    }
+
+    // They are calls, and to a node they are open.
+    let token = [("Authorization", &*format!("Bearer {TOKEN}"))];
+    assert_eq!(ask(tree.root(), "POST", "http://x/nodes", &token, &join).status, 200);
+    assert_eq!(names(tree.root()), ["NODE-1", "NODE-2", "NODE-3"]);
+    assert_eq!(ask(tree.root(), "GET", &format!("/{fetch}"), &token, "").status, 200);
+    assert_eq!(ask(&leaf, "DELETE", &format!("/{invalidate}"), &token, "").status, 200);
+}
