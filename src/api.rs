@@ -278,7 +278,8 @@ fn answer_error(error: &Error) -> Answer {
         | Error::NotJoined
         | Error::NoAncestor { .. }
         | Error::NoRoot { .. }
-        | Error::CannotReach { .. } => 503,
+        | Error::CannotReach { .. }
+        | Error::TwoJoins { .. } => 503,
     };
     log::debug!("{status}: {error}");
     let answer = Answer::error(status, &error.to_string());

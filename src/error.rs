@@ -91,23 +91,27 @@ pub enum Error {
         /// Where the living one answers.
         url: String,
     },
-    /// The root cannot reach a joining node.
+    /// The root cannot reach a joining node. Only the root's log says why: else whoever may join could have the
+    /// root ask any URL, and would be told what answers there.
     CannotReach {
         /// Where the node says that it is.
         url: String,
-        /// What went wrong.
-        cause: String,
+    },
+    /// Another join of the same id came while the root was asking who is where.
+    TwoJoins {
+        /// The name that both have.
+        name: String,
     },
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::BadTarget(target) => write!(f, "the target {target:?} is neither a path nor an http:// URL"),
             Self::BadKey(cause) => cause.fmt(f),
             Self::BadQuery(detail) | Self::BadBody(detail) => f.write_str(detail),
             Self::KeyNotFound => f.write_str(KEY_NOT_FOUND),
             Self::NoSuchPath(path) => write!(f, "there is no path {path:?}"),
-            Self::BadTarget(target) => write!(f, "the target {target:?} is neither a path nor an http:// URL"),
             Self::NoSuchMethod { method, allow } => write!(f, "the method {method:?} is not one of {allow}"),
             Self::Unauthorized => write!(f, "this call needs the token of the nodes"),
             Self::NotRoot { name } | Self::JoinElsewhere { name } => write!(f, "{name} is not the root"),
@@ -138,7 +142,8 @@ impl fmt::Display for Error {
                 write!(f, "no place for {name}: the ids of this tree are 1 to {last_id}")
             }
             Self::PlaceTaken { name, url } => write!(f, "another {name} is alive at {url}"),
-            Self::CannotReach { url, cause } => write!(f, "cannot reach you at {url}: {cause}"),
+            Self::CannotReach { url } => write!(f, "cannot reach you at {url}"),
+            Self::TwoJoins { name } => write!(f, "two joins of {name} at once"),
         }
     }
 }

@@ -134,7 +134,7 @@ pub fn admit(node: &Node, join: JoinRequest) -> Result<JoinAnswer, Error> {
     let mut table = node.table();
     if table.standing(join.id, join.run, &member.url) != standing {
         // Another join of this id came between the questions and now. The node asks again in a second.
-        return Err(Error::CannotReach { url: member.url, cause: "two joins at once".to_owned() });
+        return Err(Error::TwoJoins { name: tree::name(join.id) });
     }
     let position = table.admit(member, join.position);
     let place = table.place(position);
@@ -153,7 +153,8 @@ fn expect_reachable(node: &Node, join: &JoinRequest) -> Result<(), Error> {
         Ok(_) => "another process answers there".to_owned(),
         Err(cause) => cause.to_string(),
     };
-    Err(Error::CannotReach { url: join.url.clone(), cause })
+    log::info!("{} gets no place, since it cannot be reached at {}: {cause}", tree::name(join.id), join.url);
+    Err(Error::CannotReach { url: join.url.clone() })
 }
 
 /// A restarted node takes over its place, unless its former self still lives elsewhere.

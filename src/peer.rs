@@ -4,6 +4,9 @@
 //! `ureq`'s limits for a whole call would start a thread each time, which costs ten times the call.
 //! So a call can overrun its limit by a phase or two: whoever must not wait longer waits by the
 //! clock (`node.rs`). Nothing is ever sent twice here.
+//!
+//! Invariant: the token is shown only to the root that the configuration names, and to URLs that were stated by
+//! somebody who had shown it. Whoever asks who a process is cannot know that yet, and asks without.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -120,7 +123,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// A client which shows `token` to the other nodes, if there is one.
+    /// A client which shows `token`, if there is one, in the calls that only nodes may make.
     #[must_use]
     pub fn new(token: Option<&str>) -> Self {
         let config = Agent::config_builder()
@@ -143,7 +146,7 @@ impl Peer {
         }
     }
 
-    /// Who the node at `url` is.
+    /// Who the node at `url` is. Anybody may have stated that URL, so it is not shown the token.
     ///
     /// # Errors
     /// No node answers there.
@@ -166,7 +169,8 @@ impl Peer {
     pub fn join_root(&self, root_url: &str, join: &JoinRequest, limit: Duration) -> Result<JoinAnswer, CallError> {
         let body = serde_json::to_vec(join).expect("numbers and strings are JSON");
         let url = format!("{root_url}/nodes");
-        self.call(Call { method: Method::POST, body: Some(&body), ..Call::get(&url, limit) })?.expect_json()
+        let call = Call { method: Method::POST, body: Some(&body), ..Call::get(&url, limit) };
+        self.call(call.between_nodes())?.expect_json()
     }
 
     /// Fetches `key` for `holder` from an ancestor, which may take `wait` over it; `None` if the root
@@ -189,7 +193,7 @@ impl Peer {
             ancestor.url,
             wait.as_millis()
         );
-        let answer = self.call(Call::get_long(&target, limit))?;
+        let answer = self.call(Call::get_long(&target, limit).between_nodes())?;
         if answer.status == 404 && answer.error().is_some_and(|error| error.detail == KEY_NOT_FOUND) {
             return Ok(Answered { value: None, lease: Duration::ZERO });
         }
@@ -203,7 +207,7 @@ impl Peer {
     /// Anything but its acknowledgement, which names its run: a stranger on a reused port says 200 to anything.
     pub fn invalidate_copy(&self, holder: &Holder, key: &str, level: u32, limit: Duration) -> Result<(), CallError> {
         let url = format!("{}/copies/{}?run={}&level={level}", holder.url, key::encode(key), holder.run);
-        let answer = self.call(Call { method: Method::DELETE, ..Call::get(&url, limit) })?;
+        let answer = self.call(Call { method: Method::DELETE, ..Call::get(&url, limit) }.between_nodes())?;
         let Acknowledgement { run } = answer.expect_json()?;
         let refused = || CallError::Refused { status: answer.status, detail: answer.detail() };
         if run == holder.run { Ok(()) } else { Err(refused()) }
@@ -222,12 +226,12 @@ impl Peer {
         limit: Duration,
     ) -> Result<RawAnswer, CallError> {
         let method = method.parse().expect("only PUT, DELETE and GET are forwarded");
-        self.call(Call { method, body, via: Some(via), ..Call::get_long(url, limit) })
+        self.call(Call { method, body, via: Some(via), ..Call::get_long(url, limit) }.between_nodes())
     }
 
     fn call(&self, call: Call) -> Result<RawAnswer, CallError> {
         let mut request = Request::builder().method(call.method).uri(call.url);
-        if let Some(bearer) = &self.bearer {
+        if let Some(bearer) = self.bearer.as_ref().filter(|_| call.shows_token) {
             request = request.header("Authorization", bearer);
         }
         if let Some(via) = call.via {
@@ -266,17 +270,30 @@ struct Call<'a> {
     url: &'a str,
     body: Option<&'a [u8]>,
     via: Option<&'a str>,
+    shows_token: bool,
     limit: Duration,
     max_answer_bytes: u64,
 }
 
 impl<'a> Call<'a> {
     fn get(url: &'a str, limit: Duration) -> Self {
-        Self { method: Method::GET, url, body: None, via: None, limit, max_answer_bytes: MAX_ANSWER_BYTES }
+        Self {
+            method: Method::GET,
+            url,
+            body: None,
+            via: None,
+            shows_token: false,
+            limit,
+            max_answer_bytes: MAX_ANSWER_BYTES,
+        }
     }
 
     fn get_long(url: &'a str, limit: Duration) -> Self {
         Self { max_answer_bytes: MAX_LONG_ANSWER_BYTES, ..Self::get(url, limit) }
+    }
+
+    fn between_nodes(self) -> Self {
+        Self { shows_token: true, ..self }
     }
 }
 

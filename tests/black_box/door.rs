@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::client::{Answer, raw_call};
-use crate::harness::{Env, Node, Tree};
+use crate::harness::{Env, Node, PROCESS_LIMIT, Process, Tree};
 use crate::impostor::Impostor;
 
 const TOKEN: &str = "n0b0dy-Knows/This=1";
@@ -99,4 +99,39 @@ fn no_spelling_opens_a_call_between_nodes_to_a_stranger() {
     assert_eq!(names(tree.root()), ["NODE-1", "NODE-2", "NODE-3"]);
     assert_eq!(ask(tree.root(), "GET", &format!("/{fetch}"), &token, "").status, 200);
     assert_eq!(ask(&leaf, "DELETE", &format!("/{invalidate}"), &token, "").status, 200);
+}
+
+#[test]
+fn the_token_is_shown_only_to_who_showed_it() {
+    let tree = Tree::start(1, &[("TREE_DEPTH", "2"), ("TREE_TOKEN", TOKEN)]);
+    let impostor = Impostor::start(RUN);
+    let asked_who_it_is = |target: &str, what: &str| {
+        let heard = impostor.heard();
+        assert_eq!(heard.len(), 1, "{what}: {heard:?}");
+        assert!(heard[0].starts_with(&format!("GET {target} HTTP/1.1\r\n")), "{what}: {heard:?}");
+        let shown = heard[0].to_lowercase().contains("authorization") || heard[0].contains(TOKEN);
+        assert!(!shown, "{what}: {heard:?}");
+    };
+    let token = format!("Bearer {TOKEN}");
+    let join = |id, run, url: &str| {
+        let body = join_body(id, run, url);
+        tree.root().call_with("POST", "/nodes", &[("Authorization", &token)], body.as_bytes())
+    };
+
+    // Its URL is stated by somebody else: nothing is told of what answers there either.
+    join(2, RUN + 1, &impostor.url()).expect_error(503, &format!("cannot reach you at {}", impostor.url()));
+    asked_who_it_is("/", "whose URL a join states");
+    assert_eq!(join(2, RUN, &impostor.url()).status, 200);
+    asked_who_it_is("/", "a joining node");
+    // Another process wants its place.
+    join(2, RUN + 1, &tree.root().url).expect_error(409, &format!("another NODE-2 is alive at {}", impostor.url()));
+    asked_who_it_is("/", "a former node");
+
+    let port = impostor.address.port().to_string();
+    let env = [("API_PORT", port.as_str()), ("TREE_TOKEN", TOKEN), ("ROOT_URL", &impostor.url())];
+    for (arguments, target) in [(&["health"][..], "/"), (&["show"], "/nodes"), (&["show", &impostor.url()], "/nodes")] {
+        let (code, _, log) = Process::spawn(arguments, &env).wait_for_end(PROCESS_LIMIT);
+        assert_eq!((code, log.as_str()), (Some(0), ""), "{arguments:?}");
+        asked_who_it_is(target, &arguments.join(" "));
+    }
 }
