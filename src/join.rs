@@ -3,7 +3,7 @@
 //! A node repeats its join every second and states the position that it holds. So the root knows
 //! whom it heard lately, and a root that came back learns its tree from those who live.
 //!
-//! Invariant: two living processes never hold one place, and a node in the table could be reached
+//! Invariant: two living processes never hold one place, and a process in the table could be reached
 //! by the root when it came.
 
 use std::thread;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::error::Error;
 use crate::node::{Joined, Node};
 use crate::peer::{CallError, JoinAnswer, JoinRequest};
-use crate::tree::{self, Member, Standing};
+use crate::tree::{self, Member, Process, Standing};
 
 /// Between two joins of a node that has its place.
 const REPEAT_PAUSE: Duration = Duration::from_secs(1);
@@ -130,13 +130,13 @@ pub fn admit(node: &Node, join: JoinRequest) -> Result<JoinAnswer, Error> {
             expect_reachable(node, &join)?;
         }
     }
-    let member = Member { id: join.id, run: join.run, url: join.url, heard: Some(Instant::now()) };
     let mut table = node.table();
-    if table.standing(join.id, join.run, &member.url) != standing {
+    if table.standing(join.id, join.run, &join.url) != standing {
         // Another join of this id came between the questions and now. The node asks again in a second.
         return Err(Error::TwoJoins { name: tree::name(join.id) });
     }
-    let position = table.admit(member, join.position);
+    let process = Process { run: join.run, url: join.url, heard: Instant::now() };
+    let position = table.admit(Member { id: join.id, process: Some(process) }, join.position);
     let place = table.place(position);
     drop(table);
     if standing != Standing::Known {
@@ -176,12 +176,12 @@ mod tests {
     fn rule_8_a_stated_position_that_the_root_does_not_know_makes_it_wait() {
         for known in [false, true] {
             let root = young_root();
-            let member = Member { id: 2, run: 1, url: "http://127.0.0.1:9".to_owned(), heard: None };
+            let process = Process { run: 1, url: "http://127.0.0.1:9".to_owned(), heard: Instant::now() };
+            let join = |run, position| JoinRequest { id: 2, run, url: process.url.clone(), position };
             if known {
                 // Another process has the id by now, and so the position is not honoured.
-                root.table().admit(member.clone(), None);
+                root.table().admit(Member { id: 2, process: Some(process.clone()) }, None);
             }
-            let join = |run, position| JoinRequest { id: 2, run, url: member.url.clone(), position };
             // Nobody answers there, so neither has its place.
             admit(&root, join(2, None)).expect_err("it cannot be reached");
             assert_eq!(quiet_until(&root), None);

@@ -20,7 +20,7 @@ use crate::peer::{CallError, Peer, RawAnswer};
 use crate::pool::Pool;
 use crate::recovery::Recovery;
 use crate::store::{Answered, Gauges, Reading, Step, Store, StoreFull, Turn, Write};
-use crate::tree::{self, ALIVE, ChildTable, Member, NodeRef, Place};
+use crate::tree::{self, ALIVE, ChildTable, Member, NodeRef, Place, Process};
 use crate::value::Value;
 
 /// What a read may take in all.
@@ -103,7 +103,8 @@ impl Node {
         // that a reader of JSON that knows only floating point keeps the number whole.
         let run = RandomState::new().hash_one(std::process::id()) >> 11;
         let store = Store::new(config.max_store_bytes, config.lease);
-        let root = Member { id: config.node_id, run, url: myself.url.clone(), heard: None };
+        let process = Process { run, url: myself.url.clone(), heard: started };
+        let root = Member { id: config.node_id, process: Some(process) };
         Self {
             peer: Peer::new(config.token.as_deref()),
             metrics: Metrics::default(),
@@ -361,9 +362,9 @@ impl Node {
         if !matches!(recovery, Recovery::Off | Recovery::Empty) && self.config.tree_depth > 1 {
             self.expect_former_holders();
         }
-        if let Recovery::Restored(members) = recovery {
-            for (position, member) in members {
-                self.table().admit(member, Some(position));
+        if let Recovery::Restored(places) = recovery {
+            for (position, id) in places {
+                self.table().admit(Member { id, process: None }, Some(position));
             }
         }
         if self.config.tree_depth > 1 {

@@ -13,7 +13,7 @@ const PAGE: &str = include_str!("page.html");
 /// says the right ones. Worked out at each start, they would cost a hash function that nothing else needs.
 const POLICY: &str = "default-src 'none'; \
     style-src 'sha256-YtFg0Rdh7d064ZSacX59YMD0ZiWaSi7sV5CaO67IDXc='; \
-    script-src 'sha256-vpG9ro+lW5o67/oSJIzk+j7681bganXfWxOIMuAEUtk='; \
+    script-src 'sha256-8ypyBeSLmogaVGr6b3WCG1VZ6AwCO4UNQ8pjNbenVfk='; \
     connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
 

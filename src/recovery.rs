@@ -1,18 +1,21 @@
 //! Recovery: how a root that starts finds its child table in the tree that ZooKeeper has. Pure.
 //!
+//! Whoever can write to ZooKeeper is not a node for that, so only places are taken from it: an id and a
+//! position each. A URL found there could be anybody's, and would be sent the token.
+//!
 //! Invariant: what [`fit`] lets through is a child table: each id and each position once, and each path
 //! in agreement with its position. Left out: how the tree is read, and deleted if it does not fit (`registry.rs`).
 
 use std::collections::HashMap;
 
-use crate::tree::{self, Member};
+use crate::tree;
 use crate::znodes::{Shape, Znode, ZnodeData};
 
 /// A tree that can be a child table.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Fitting {
-    /// The places, the root's own left out.
-    pub members: Vec<(u32, Member)>,
+    /// Position and id, the root's own left out.
+    pub places: Vec<(u32, u32)>,
     /// The paths of znodes whose data cannot be read. They count for nothing.
     pub unreadable: Vec<String>,
 }
@@ -28,8 +31,8 @@ pub enum Recovery {
     Empty,
     /// ZooKeeper had a tree that does not fit. It is deleted.
     Unfit,
-    /// ZooKeeper had these places, the root's own left out.
-    Restored(Vec<(u32, Member)>),
+    /// ZooKeeper had these places, position and id, the root's own left out.
+    Restored(Vec<(u32, u32)>),
 }
 
 /// Reads a tree as the child table of a tree of that shape.
@@ -44,7 +47,7 @@ pub fn fit(shape: Shape, kept_shape: &[u8], znodes: &[Znode]) -> Result<Fitting,
     let mut fitting = Fitting::default();
     let (mut name_at, mut position_of) = (HashMap::new(), HashMap::new());
     for znode in znodes {
-        let Some(ZnodeData { id, url, run, position }) = znode.read() else {
+        let Some(ZnodeData { id, position, .. }) = znode.read() else {
             fitting.unreadable.push(znode.full_path());
             continue;
         };
@@ -69,7 +72,7 @@ pub fn fit(shape: Shape, kept_shape: &[u8], znodes: &[Znode]) -> Result<Fitting,
             }
         }
         if position > 0 {
-            fitting.members.push((position, Member { id, run, url, heard: None }));
+            fitting.places.push((position, id));
         }
     }
     Ok(fitting)
@@ -82,15 +85,10 @@ mod tests {
 
     const SHAPE: Shape = Shape { depth: 3, root_id: 1 };
 
-    fn ids(members: &[(u32, Member)]) -> Vec<(u32, u32)> {
-        members.iter().map(|(position, member)| (*position, member.id)).collect()
-    }
-
     #[test]
     fn a_tree_that_fits_becomes_the_child_table() {
-        let Fitting { members, unreadable } = fit(SHAPE, br#"{"depth":3,"root_id":1}"#, &tree()).unwrap();
-        assert_eq!(ids(&members), [(1, 2), (3, 4), (4, 5), (2, 3), (5, 6), (6, 7)]);
-        assert_eq!(members[1].1, Member { id: 4, run: 400, url: "http://h:4".to_owned(), heard: None });
+        let Fitting { places, unreadable } = fit(SHAPE, br#"{"depth":3,"root_id":1}"#, &tree()).unwrap();
+        assert_eq!(places, [(1, 2), (3, 4), (4, 5), (2, 3), (5, 6), (6, 7)]);
         assert_eq!(unreadable, [""; 0]);
         assert_eq!(fit(SHAPE, b"", &[]), Ok(Fitting::default()), "none is one that fits");
     }
@@ -100,12 +98,8 @@ mod tests {
         for data in [&b""[..], b"{", b"[]", br#"{"id":2,"url":"http://h:2","run":-1,"position":1}"#] {
             let mut znodes = tree();
             znodes[1].data = data.to_vec();
-            let Fitting { members, unreadable } = fit(SHAPE, b"no shape either", &znodes).unwrap();
-            assert_eq!(
-                ids(&members),
-                [(3, 4), (4, 5), (2, 3), (5, 6), (6, 7)],
-                "its path still counts for those below"
-            );
+            let Fitting { places, unreadable } = fit(SHAPE, b"no shape either", &znodes).unwrap();
+            assert_eq!(places, [(3, 4), (4, 5), (2, 3), (5, 6), (6, 7)], "its path still counts for those below");
             assert_eq!(unreadable, ["/tree-cache/tree/NODE-1/NODE-2"]);
         }
     }

@@ -232,10 +232,10 @@ fn hold_place(session: &Session, node: &Node) -> ZkResult<bool> {
 
 /// Makes the whole tree agree with the root's child table, if that has changed. So the place of a node that
 /// is away is kept, and one that moved leaves nothing behind, whether it still lives or not.
-fn mirror_table(session: &Session, node: &Node, mirrored: &mut Vec<(u32, u64)>) -> ZkResult<()> {
+fn mirror_table(session: &Session, node: &Node, mirrored: &mut Vec<(u32, Option<u64>)>) -> ZkResult<()> {
     let (runs, wanted) = {
         let table = node.table();
-        let run = |(position, member): (u32, &Member)| (position, member.run);
+        let run = |(position, member): (u32, &Member)| (position, member.process.as_ref().map(|process| process.run));
         let runs: Vec<_> = table.members().into_iter().map(run).collect();
         if runs == *mirrored {
             return Ok(());
@@ -261,12 +261,12 @@ fn recover(session: &Session, shape: Shape) -> ZkResult<Recovery> {
     let found = session.read_tree()?;
     Ok(match recovery::fit(shape, &kept_shape, &found) {
         Ok(_) if found.is_empty() => Recovery::Empty,
-        Ok(Fitting { members, unreadable }) => {
+        Ok(Fitting { places, unreadable }) => {
             for path in unreadable {
                 log::warn!("ignoring {path} in ZooKeeper: its data cannot be read");
             }
-            log::info!("took {} places below the root from ZooKeeper's tree", members.len());
-            Recovery::Restored(members)
+            log::info!("took {} places below the root from ZooKeeper's tree", places.len());
+            Recovery::Restored(places)
         }
         Err(cause) => {
             log::warn!("deleting ZooKeeper's tree, which does not fit: {cause}");

@@ -52,7 +52,8 @@ fn label(node: &ListedNode) -> String {
         Some(seconds) => format!("  lost for {seconds} s"),
         None => "  not heard yet".to_owned(),
     };
-    format!("{}  {}{lost}", node.name, node.url)
+    let url = node.url.as_ref().map(|url| format!("  {url}")).unwrap_or_default();
+    format!("{}{url}{lost}", node.name)
 }
 
 #[cfg(test)]
@@ -61,13 +62,13 @@ mod tests {
 
     #[test]
     fn the_tree_is_drawn_with_free_places_and_lost_nodes() {
-        let node = |position, id, heard| ListedNode {
+        let node = |position, id, heard: Option<f64>| ListedNode {
             position,
             depth: 0,
             id,
             parent: None,
             name: format!("NODE-{id}"),
-            url: format!("http://h:{id}"),
+            url: heard.map(|_| format!("http://h:{id}")),
             alive: heard == Some(0.0),
             seconds_since_heard: heard,
         };
@@ -77,7 +78,7 @@ mod tests {
 NODE-1  http://h:1
 ├── NODE-2  http://h:2  lost for 7.5 s
 │   ├── (free)
-│   └── NODE-5  http://h:5  not heard yet
+│   └── NODE-5  not heard yet
 └── (free)
 ";
         assert_eq!(draw(&Listing { depth: 3, size: 7, places: nodes }), expected);

@@ -62,9 +62,10 @@ pub struct Place {
     pub position: u32,
     /// The names from the root down to it; absent while one above is unknown.
     pub path: Option<Vec<String>>,
-    /// Those above it, nearest first; an unknown one is left out, the root never is.
+    /// Those above it, nearest first. One that has not joined this run of the root is left out: what is asked of
+    /// an ancestor shows the token. The root never is.
     pub ancestors: Vec<NodeRef>,
-    /// Those right below it.
+    /// Those right below it, likewise.
     pub children: Vec<NodeRef>,
 }
 
@@ -91,13 +92,13 @@ pub struct ListedNode {
     pub name: String,
     /// Id of the node.
     pub id: u32,
-    /// Where it answers.
-    pub url: String,
+    /// Where it answers; `None` if the place is only remembered.
+    pub url: Option<String>,
     /// The name of the node right above, if it is known.
     pub parent: Option<String>,
     /// Whether the root heard it lately.
     pub alive: bool,
-    /// Since when not; `None` if it is only remembered.
+    /// Since when not; `None` if the place is only remembered.
     pub seconds_since_heard: Option<f64>,
 }
 
@@ -106,19 +107,27 @@ pub struct ListedNode {
 pub struct Member {
     /// Id of the node.
     pub id: u32,
-    /// The random number of the process; another process has another one.
+    /// The process that joined last; `None` if none has joined this run of the root, which then only remembers
+    /// the place, from ZooKeeper.
+    pub process: Option<Process>,
+}
+
+/// A process that has joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its random number; another process has another one.
     pub run: u64,
-    /// Where the node answers.
+    /// Where it answers.
     pub url: String,
-    /// When the root last heard it; `None` if it is only remembered.
-    pub heard: Option<Instant>,
+    /// When the root last heard it.
+    pub heard: Instant,
 }
 
 impl Member {
-    /// The node's name and URL.
-    #[must_use]
-    pub fn node_ref(&self) -> NodeRef {
-        NodeRef { name: name(self.id), url: self.url.clone() }
+    /// The node's name and URL, once it has joined.
+    fn node_ref(&self) -> Option<NodeRef> {
+        let process = self.process.as_ref()?;
+        Some(NodeRef { name: name(self.id), url: process.url.clone() })
     }
 }
 
@@ -127,7 +136,7 @@ impl Member {
 pub enum Standing {
     /// The same process again.
     Known,
-    /// An id that the table does not have.
+    /// An id of which the table has no process.
     New,
     /// Another process has the id: a former run of this node, or a second node of that name.
     Restarted {
@@ -156,10 +165,11 @@ impl ChildTable {
     /// How the table stands to the node `id` with that `run` at that `url`.
     #[must_use]
     pub fn standing(&self, id: u32, run: u64, url: &str) -> Standing {
-        match self.position_of.get(&id).and_then(|position| self.members.get(position)) {
+        let member = self.position_of.get(&id).and_then(|position| self.members.get(position));
+        match member.and_then(|member| member.process.as_ref()) {
             None => Standing::New,
-            Some(member) if member.run == run && member.url == url => Standing::Known,
-            Some(member) => Standing::Restarted { url: member.url.clone(), run: member.run },
+            Some(process) if process.run == run && process.url == url => Standing::Known,
+            Some(process) => Standing::Restarted { url: process.url.clone(), run: process.run },
         }
     }
 
@@ -192,15 +202,16 @@ impl ChildTable {
     #[must_use]
     pub fn listing(&self, now: Instant) -> Listing {
         let listed = |(position, member): (u32, &Member)| {
+            let process = member.process.as_ref();
             // The root hears itself.
-            let heard = if position == 0 { Some(now) } else { member.heard };
+            let heard = if position == 0 { Some(now) } else { process.map(|process| process.heard) };
             let silence = heard.map(|heard| now.saturating_duration_since(heard));
             ListedNode {
                 position,
                 depth: level(position),
                 name: name(member.id),
                 id: member.id,
-                url: member.url.clone(),
+                url: process.map(|process| process.url.clone()),
                 parent: parent(position).and_then(|above| self.members.get(&above)).map(|above| name(above.id)),
                 alive: silence.is_some_and(|silence| silence <= ALIVE),
                 seconds_since_heard: silence.map(|silence| (silence.as_secs_f64() * 10.0).round() / 10.0),
@@ -213,17 +224,18 @@ impl ChildTable {
     /// What the node at a position is told of its place.
     #[must_use]
     pub fn place(&self, position: u32) -> Place {
-        let known = |position: u32| self.members.get(&position).map(Member::node_ref);
-        let mut path: Option<Vec<_>> = ancestors(position).map(|above| known(above).map(|node| node.name)).collect();
+        let known = |position: u32| self.members.get(&position).map(|member| name(member.id));
+        let joined = |position: u32| self.members.get(&position).and_then(Member::node_ref);
+        let mut path: Option<Vec<_>> = ancestors(position).map(known).collect();
         if let Some(names) = &mut path {
             names.reverse();
-            names.extend(known(position).map(|node| node.name));
+            names.extend(known(position));
         }
         Place {
             position,
             path,
-            ancestors: ancestors(position).filter_map(known).collect(),
-            children: [2 * position + 1, 2 * position + 2].into_iter().filter_map(known).collect(),
+            ancestors: ancestors(position).filter_map(joined).collect(),
+            children: [2 * position + 1, 2 * position + 2].into_iter().filter_map(joined).collect(),
         }
     }
 }
@@ -233,7 +245,8 @@ mod tests {
     use super::*;
 
     fn member(id: u32) -> Member {
-        Member { id, run: u64::from(id) * 100, url: format!("http://h:{id}"), heard: None }
+        let process = Process { run: u64::from(id) * 100, url: format!("http://h:{id}"), heard: Instant::now() };
+        Member { id, process: Some(process) }
     }
 
     fn names(nodes: &[NodeRef]) -> Vec<&str> {
@@ -258,7 +271,7 @@ mod tests {
         assert_eq!(table.admit(member(1), None), 1);
         assert_eq!(table.admit(member(2), None), 2);
         assert_eq!(table.admit(member(1), None), 1, "the same id has the same place");
-        assert_eq!(table.place(0).children, [member(1).node_ref(), member(2).node_ref()]);
+        assert_eq!(names(&table.place(0).children), ["NODE-1", "NODE-2"]);
     }
 
     #[test]
@@ -282,6 +295,24 @@ mod tests {
         assert_eq!(place.path.unwrap(), ["NODE-1", "NODE-2", "NODE-4"]);
         assert_eq!(names(&place.ancestors), ["NODE-2", "NODE-1"]);
         assert_eq!(names(&table.place(1).children), ["NODE-4"]);
+    }
+
+    #[test]
+    fn a_remembered_place_is_kept_and_its_node_is_nobodys_ancestor_before_it_has_joined() {
+        let mut table = ChildTable::new(3, member(1));
+        table.admit(Member { id: 2, process: None }, Some(1));
+        assert_eq!(table.standing(2, 200, "http://h:2"), Standing::New, "whoever says so has to be asked");
+        table.admit(member(4), Some(3));
+        let place = table.place(3);
+        assert_eq!(place.path.unwrap(), ["NODE-1", "NODE-2", "NODE-4"]);
+        assert_eq!((names(&place.ancestors), names(&table.place(0).children)), (vec!["NODE-1"], vec![]));
+        let listing = table.listing(Instant::now());
+        assert_eq!((listing.places[1].id, &listing.places[1].url, listing.places[1].alive), (2, &None, false));
+
+        assert_eq!(table.admit(member(3), None), 2, "its place is not free");
+        assert_eq!(table.admit(member(2), Some(5)), 1, "and its own");
+        assert_eq!(names(&table.place(3).ancestors), ["NODE-2", "NODE-1"]);
+        assert_eq!(table.standing(2, 200, "http://h:2"), Standing::Known);
     }
 
     #[test]

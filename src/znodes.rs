@@ -19,7 +19,8 @@ pub const TREE: &str = "/tree-cache/tree";
 /// Where those that live are named.
 pub const LIVE: &str = "/tree-cache/live";
 
-/// The run in the data of a node whose run its writer did not know. The node itself writes the true one.
+/// The run in the data of a node whose run its writer did not know; likewise an empty URL. The node itself
+/// writes what is true.
 const UNKNOWN_RUN: u64 = 0;
 
 /// What a node's znode says.
@@ -104,12 +105,15 @@ fn to_json(value: &impl Serialize) -> Vec<u8> {
 #[must_use]
 pub fn wanted(place: &Place, id: u32, url: &str, run: u64) -> Option<Vec<Wanted>> {
     let path = place.path.as_ref()?;
-    let above = tree::ancestors(place.position).zip(&place.ancestors).enumerate().map(|(steps, (position, node))| {
-        let id = node.name.strip_prefix("NODE-").and_then(|id| id.parse().ok()).unwrap_or_default();
-        Wanted::new(&path[..path.len() - 1 - steps], id, &node.url, UNKNOWN_RUN, position)
+    let mut positions: Vec<u32> = tree::ancestors(place.position).collect();
+    positions.reverse();
+    let above = positions.into_iter().zip(1..path.len()).map(|(position, length)| {
+        let name = &path[length - 1];
+        let id = name.strip_prefix("NODE-").and_then(|id| id.parse().ok()).unwrap_or_default();
+        let url = place.ancestors.iter().find(|node| node.name == *name).map_or("", |node| &node.url);
+        Wanted::new(&path[..length], id, url, UNKNOWN_RUN, position)
     });
     let mut znodes: Vec<_> = above.collect();
-    znodes.reverse();
     znodes.push(Wanted::new(path, id, url, run, place.position));
     Some(znodes)
 }
@@ -120,7 +124,9 @@ pub fn wanted_of_table(table: &ChildTable) -> Vec<Wanted> {
     let members = table.members().into_iter();
     let wanted = members.filter_map(|(position, member)| {
         let path = table.place(position).path?;
-        Some(Wanted::new(&path, member.id, &member.url, member.run, position))
+        let process = member.process.as_ref();
+        let (url, run) = process.map_or(("", UNKNOWN_RUN), |process| (&process.url, process.run));
+        Some(Wanted::new(&path, member.id, url, run, position))
     });
     wanted.collect()
 }
@@ -192,12 +198,15 @@ pub mod samples {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::samples::{path, tree, znode};
     use super::*;
-    use crate::tree::Member;
+    use crate::tree::{Member, Process};
 
     fn table(places: &[(u32, u32)]) -> Vec<Wanted> {
-        let member = |id| Member { id, run: 9, url: String::new(), heard: None };
+        let process = Process { run: 9, url: String::new(), heard: Instant::now() };
+        let member = |id| Member { id, process: Some(process.clone()) };
         let mut table = ChildTable::new(3, member(1));
         for (id, position) in places {
             table.admit(member(*id), Some(*position));
@@ -220,6 +229,10 @@ mod tests {
                 r#"/tree-cache/tree/NODE-1/NODE-2/NODE-4 {"id":4,"url":"http://h:4","run":44,"position":3}"#,
             ]
         );
+        // Its parent has not joined this run of the root.
+        place.ancestors.remove(0);
+        let znodes = wanted(&place, 4, "http://h:4", 44).unwrap();
+        assert_eq!(text(&znodes[1]), r#"/tree-cache/tree/NODE-1/NODE-2 {"id":2,"url":"","run":0,"position":1}"#);
         place.path = None;
         assert_eq!(wanted(&place, 4, "http://h:4", 44), None);
     }

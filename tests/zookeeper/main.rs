@@ -9,6 +9,8 @@ mod client;
 #[path = "../black_box/harness.rs"]
 #[allow(dead_code, unused_imports, reason = "the other suite uses the rest")]
 mod harness;
+#[path = "../black_box/impostor.rs"]
+mod impostor;
 mod outage;
 #[path = "../black_box/process.rs"]
 #[allow(dead_code, unused_imports, reason = "the other suite uses the rest")]

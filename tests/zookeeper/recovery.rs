@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::client::try_call;
 use crate::harness::{Node, Process, Tree, free_ports, poll_until};
+use crate::impostor::Impostor;
 use crate::server::{Server, all, child_table, expect_lines, wait_for_standing};
 
 /// Seven registered nodes, all killed.
@@ -127,6 +128,44 @@ fn a_znode_that_cannot_be_read_is_ignored() {
     wait_for_standing(&all(&tree), "registered");
     server.ask(&["delete /tree-cache/tree/NODE-1/other"]);
     server.expect_tree(&all(&tree));
+}
+
+#[test]
+#[ignore = "needs ZooKeeper: run make test"]
+fn whoever_can_write_to_zookeeper_is_not_a_node_for_that() {
+    let server = Server::start();
+    let mut tree = Tree::start(3, &[("ZOOKEEPER", &server.address()), ("TREE_TOKEN", "n0b0dy-Knows")]);
+    wait_for_standing(&all(&tree), "registered");
+    tree.nodes.iter_mut().for_each(Node::kill);
+    let impostor = Impostor::start(7);
+    let planted = format!(r#"{{"id":2,"url":"{}","run":7,"position":1}}"#, impostor.url());
+    server.ask(&[&format!("set /tree-cache/tree/NODE-1/NODE-2 {planted}")]);
+
+    tree.nodes[0].restart();
+    expect_lines(tree.root(), "took 6 places below the root from ZooKeeper's tree", 1);
+    tree.nodes[3].restart();
+    let place = tree.node(4).get("/").json();
+    assert_eq!((&place["position"], &place["path"]), (&json!(3), &json!(["NODE-1", "NODE-2", "NODE-4"])));
+    assert_eq!(place["ancestors"], json!([{ "name": "NODE-1", "url": tree.root().url }]));
+    let listed = tree.root().get("/nodes").json()["nodes"][1].clone();
+    assert_eq!((&listed["name"], &listed["url"], &listed["alive"]), (&json!("NODE-2"), &json!(null), &json!(false)));
+    tree.node(4).get("/store/k").expect_error(404, "Key not found");
+    tree.node(4).put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
+    tree.node(4).get("/store/k").expect(200, r#"{"value":1}"#);
+
+    // The true one has its place, whoever else is said to have it.
+    tree.nodes[1].restart();
+    assert_eq!(tree.node(2).get("/").json()["position"], 1);
+    poll_until(Duration::from_secs(5), "NODE-4 is told of its parent", || {
+        tree.node(4).get("/").json()["parent"]["url"] == tree.node(2).url
+    });
+    // Nor does it help while the root runs.
+    server.ask(&[&format!("set /tree-cache/tree/NODE-1/NODE-2 {planted}")]);
+    poll_until(Duration::from_secs(10), "NODE-2 has written its znode again", || {
+        !server.ask(&["get /tree-cache/tree/NODE-1/NODE-2"]).contains(&impostor.url())
+    });
+    tree.node(4).get("/store/other").expect_error(404, "Key not found");
+    assert_eq!(impostor.heard(), [""; 0], "nobody ever asked it anything");
 }
 
 #[test]
