@@ -187,14 +187,11 @@ impl Dispatcher {
     }
 
     fn handle(&self, mut request: Request) {
-        match read_body(&mut request, self.max_body_bytes) {
-            Ok(body) => {
-                let answer = (self.handler)(&Incoming { request: &request, body });
-                send(request, answer);
-            }
-            Err(BadBody::Refused(answer)) => send(request, answer),
-            Err(BadBody::Absurd(length)) => refuse_absurd(request, length),
-        }
+        let answer = match read_body(&mut request, self.max_body_bytes) {
+            Ok(body) => (self.handler)(&Incoming { request: &request, body }),
+            Err(refused) => refused,
+        };
+        send(request, answer);
     }
 
     fn connections(&self) -> MutexGuard<'_, HashMap<SocketAddr, VecDeque<Request>>> {
@@ -202,13 +199,8 @@ impl Dispatcher {
     }
 }
 
-enum BadBody {
-    Refused(Answer),
-    Absurd(usize),
-}
-
-fn read_body(request: &mut Request, max_bytes: usize) -> Result<Vec<u8>, BadBody> {
-    let refuse = |status, detail: String| Err(BadBody::Refused(Answer::error(status, &detail)));
+fn read_body(request: &mut Request, max_bytes: usize) -> Result<Vec<u8>, Answer> {
+    let refuse = |status, detail: String| Err(Answer::error(status, &detail));
     if find_header(request, "Transfer-Encoding").is_some() {
         // tiny_http cannot tell a whole chunked body from one that was cut short.
         return refuse(411, "a body needs a Content-Length".to_owned());
@@ -222,7 +214,7 @@ fn read_body(request: &mut Request, max_bytes: usize) -> Result<Vec<u8>, BadBody
         (length, _) => length.unwrap_or(0),
     };
     if length > ABSURD_BODY_BYTES {
-        return Err(BadBody::Absurd(length));
+        return refuse(413, format!("the body has {length} bytes, more than any node keeps"));
     }
     if length > max_bytes {
         return refuse(413, format!("the body has {length} bytes; at most {max_bytes} are allowed"));
@@ -238,28 +230,11 @@ fn read_body(request: &mut Request, max_bytes: usize) -> Result<Vec<u8>, BadBody
     Ok(body)
 }
 
-/// Answers 413 to a body that is declared longer than any memory.
-///
-/// `tiny_http` drains an unread body into a buffer of the *declared* size when the request is
-/// answered or dropped: `Content-Length: 1000000000000` was an allocation failure, and that aborts
-/// the process; 2^63 a panic. Upgrading hands out the raw stream with the reader inside; the stream
-/// is then forgotten, so that no drop ever drains. It costs a thread and two descriptors each
-/// time, which is why it is kept for lengths that nobody means.
-fn refuse_absurd(request: Request, length: usize) {
-    let body = Answer::error(413, &format!("the body has {length} bytes, more than any node keeps")).body;
-    let mut stream = request.upgrade("none", Response::empty(100));
-    let head = format!(
-        "HTTP/1.1 413 Payload Too Large\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
-    let sent = stream.write_all(&[head.as_bytes(), &body].concat()).and_then(|()| stream.flush());
-    if let Err(error) = sent {
-        log::debug!("could not answer: {error}");
-    }
-    std::mem::forget(stream);
-}
-
+/// Sends the answer, whether or not the request's body has been read.
 fn send(request: Request, answer: Answer) {
+    if request.body_length().is_some_and(|length| length > ABSURD_BODY_BYTES) {
+        return send_undrained(request, &answer);
+    }
     let length = answer.body.len();
     let header = |name: &str, value: &str| Header::from_bytes(name, value).expect("our headers are ASCII");
     let mut headers = vec![header("Content-Type", answer.content_type)];
@@ -270,6 +245,31 @@ fn send(request: Request, answer: Answer) {
     if let Err(error) = request.respond(response) {
         log::debug!("could not answer: {error}");
     }
+}
+
+/// Answers a request whose body is declared longer than any memory.
+///
+/// `tiny_http` drains an unread body into a buffer of the *declared* size when the request is
+/// answered or dropped: `Content-Length: 1000000000000` was an allocation failure, and that aborts
+/// the process; 2^63 a panic. Upgrading hands out the raw stream with the reader inside; the stream
+/// is then forgotten, so that no drop ever drains. It costs a thread and two descriptors each
+/// time, which is why it is kept for lengths that nobody means.
+fn send_undrained(request: Request, answer: &Answer) {
+    let mut stream = request.upgrade("none", Response::empty(100));
+    let headers =
+        answer.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect::<Vec<_>>().concat();
+    let head = format!(
+        "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: close\r\n{headers}\r\n",
+        answer.status,
+        StatusCode(answer.status).default_reason_phrase(),
+        answer.content_type,
+        answer.body.len()
+    );
+    let sent = stream.write_all(&[head.as_bytes(), &answer.body].concat()).and_then(|()| stream.flush());
+    if let Err(error) = sent {
+        log::debug!("could not answer: {error}");
+    }
+    std::mem::forget(stream);
 }
 
 fn find_header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {

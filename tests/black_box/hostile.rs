@@ -66,11 +66,19 @@ fn a_length_that_cannot_be_meant_is_refused_and_others_are_served_meanwhile() {
         ("18446744073709551616", senseless("18446744073709551616")),
         ("99999999999999999999999999", senseless("99999999999999999999999999")),
     ] {
-        for more in ["", "Connection: close\r\n", "Expect: 100-continue\r\n"] {
+        let (once, two) = ((status, detail), (400, "there is more than one Content-Length".to_owned()));
+        for (more, (status, detail)) in [
+            ("", &once),
+            ("Connection: close\r\n", &once),
+            ("Expect: 100-continue\r\n", &once),
+            ("Content-Length: 2\r\n", &two),
+            ("content-length: x\r\nExpect: 100-continue\r\n", &two),
+            (&format!("Content-Length: {length}\r\n"), &two),
+        ] {
             let mut raw = connect(&root);
             raw.send(&put_of_length(length, more)).expect("the node takes the request");
             let answer = raw.read_answer().unwrap_or_else(|error| panic!("{length} {more:?}: {error}"));
-            answer.expect_error(status, &detail);
+            answer.expect_error(*status, detail);
             // It stays open, the rest of its body still to come.
             held.push(raw);
         }
