@@ -79,12 +79,16 @@ fn expect_node(node: &Node, incoming: &Incoming) -> Result<(), Error> {
     if incoming.header("Origin").is_some() || incoming.header("Sec-Fetch-Site").is_some() {
         return Err(Error::FromBrowser);
     }
-    let authorized = is_authorized(node.config.token.as_deref(), incoming.header("Authorization"));
-    if authorized { Ok(()) } else { Err(Error::Unauthorized) }
+    match (node.config.token.as_deref(), incoming.header("Authorization")) {
+        (None, None) => Ok(()),
+        // A root that lost its token would let anybody in, and those who have it would show it to them.
+        (None, Some(_)) => Err(Error::TokenUnknown),
+        (Some(token), header) if is_token(token, header) => Ok(()),
+        (Some(_), _) => Err(Error::Unauthorized),
+    }
 }
 
-fn is_authorized(token: Option<&str>, header: Option<&str>) -> bool {
-    let Some(token) = token else { return true };
+fn is_token(token: &str, header: Option<&str>) -> bool {
     let given = header.and_then(|header| header.strip_prefix("Bearer ")).unwrap_or_default();
     // Every byte is looked at, whichever differs, so that the time taken tells nothing of the token.
     let differing = token.bytes().zip(given.bytes()).fold(0, |bits, (left, right)| bits | (left ^ right));
@@ -267,7 +271,7 @@ fn answer_json(value: &impl Serialize) -> Answer {
 fn answer_error(error: &Error) -> Answer {
     let status = match error {
         Error::BadTarget(_) | Error::BadKey(_) | Error::BadQuery(_) | Error::NoSuchPlace { .. } => 400,
-        Error::Unauthorized => 401,
+        Error::Unauthorized | Error::TokenUnknown => 401,
         Error::FromBrowser => 403,
         Error::KeyNotFound | Error::NoSuchPath(_) => 404,
         Error::NoSuchMethod { .. } => 405,
@@ -284,7 +288,7 @@ fn answer_error(error: &Error) -> Answer {
     log::debug!("{status}: {error}");
     let answer = Answer::error(status, &error.to_string());
     match error {
-        Error::Unauthorized => answer.with_header("WWW-Authenticate", "Bearer"),
+        Error::Unauthorized | Error::TokenUnknown => answer.with_header("WWW-Authenticate", "Bearer"),
         Error::NoSuchMethod { allow, .. } => answer.with_header("Allow", allow),
         _ if status == 503 => answer.with_header("Retry-After", "1"),
         _ => answer,

@@ -35,6 +35,8 @@ pub enum Error {
     },
     /// The token is missing or wrong.
     Unauthorized,
+    /// A call shows a token, and this node was given none.
+    TokenUnknown,
     /// The call is for the root alone.
     NotRoot {
         /// This node.
@@ -114,6 +116,7 @@ impl fmt::Display for Error {
             Self::NoSuchPath(path) => write!(f, "there is no path {path:?}"),
             Self::NoSuchMethod { method, allow } => write!(f, "the method {method:?} is not one of {allow}"),
             Self::Unauthorized => write!(f, "this call needs the token of the nodes"),
+            Self::TokenUnknown => write!(f, "this call shows a token, and this node has no TREE_TOKEN"),
             Self::NotRoot { name } | Self::JoinElsewhere { name } => write!(f, "{name} is not the root"),
             Self::WrongRun { name } => write!(f, "{name} is another process now"),
             Self::NotBelow { name } => write!(f, "{name} is not below the node that sends this"),

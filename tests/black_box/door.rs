@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::client::{Answer, raw_call};
-use crate::harness::{Env, Node, PROCESS_LIMIT, Process, Tree};
+use crate::harness::{Env, Node, PROCESS_LIMIT, Process, Tree, poll_until};
 use crate::impostor::Impostor;
 
 const TOKEN: &str = "n0b0dy-Knows/This=1";
@@ -134,4 +134,36 @@ fn the_token_is_shown_only_to_who_showed_it() {
         assert_eq!((code, log.as_str()), (Some(0), ""), "{arguments:?}");
         asked_who_it_is(target, &arguments.join(" "));
     }
+}
+
+#[test]
+fn a_root_that_lost_its_token_is_shown_none_by_those_below_it() {
+    let env = [("TREE_DEPTH", "3"), ("TREE_TOKEN", TOKEN)];
+    let mut tree = Tree::start(1, &env);
+    for id in 2..=4 {
+        tree.nodes.push(tree.start_node(id, &env));
+    }
+    let root_url = tree.root().url.clone();
+    let port = tree.root().port.to_string();
+    tree.nodes[0].kill();
+    tree.nodes[1].kill();
+    tree.nodes[0] = Node::start(&[("TREE_DEPTH", "3"), ("API_PORT", &port)]);
+
+    // Whoever comes now may join, and has the place above NODE-4.
+    let impostor = Impostor::start(RUN);
+    let join = json!({ "id": 2, "run": RUN, "url": impostor.url(), "position": 1 }).to_string();
+    assert_eq!(tree.root().call("POST", "/nodes", join.as_bytes()).status, 200);
+    assert_eq!(impostor.heard().len(), 1, "it was asked who it is");
+
+    let refused = "this call shows a token, and this node has no TREE_TOKEN";
+    let warned = format!("WARN: no place from the root at {root_url} any more: answered 401 \"{refused}\"\n");
+    poll_until(PROCESS_LIMIT, "NODE-4 warns", || tree.node(4).process.log().contains(&warned));
+    let answer = tree.node(4).get("/store/k");
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    let ended =
+        Process::spawn(&[], &[&env[..], &[("NODE_ID", "5"), ("API_PORT", "0"), ("ROOT_URL", &root_url)]].concat())
+            .wait_for_end(PROCESS_LIMIT);
+    let line = format!("tree-cache: NODE-5 cannot join at {root_url}: {refused} (401)\n");
+    assert_eq!(ended, (Some(1), String::new(), line));
+    assert_eq!(impostor.heard(), [""; 0]);
 }
