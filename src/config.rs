@@ -195,6 +195,7 @@ pub fn base_url(text: &str) -> Option<String> {
         && matches!(uri.path(), "" | "/")
         && uri.query().is_none()
         && (authority.as_str() == authority.host() || authority.port_u16().is_some())
+        && !authority.host().is_empty()
         && !authority.as_str().contains('@');
     plain.then(|| format!("http://{authority}"))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::config::{Config, base_url};
 use crate::peer::Peer;
-use crate::tree::{ListedNode, Listing};
+use crate::tree::{self, ListedNode, Listing};
 
 /// How long the node may take.
 const SHOW_LIMIT: Duration = Duration::from_secs(3);
@@ -22,9 +22,24 @@ pub fn show(url: Option<&str>) -> Result<(), String> {
     let tree: Listing = Peer::new(None)
         .ask_tree(&url, SHOW_LIMIT)
         .map_err(|error| format!("could not ask for the tree at {url}: {error}"))?;
+    if !is_tree(&tree) {
+        return Err(format!("could not ask for the tree at {url}: what answers there is no tree of ours"));
+    }
     // Whoever reads it may have seen enough: `show | head -1`.
     let _ = std::io::stdout().write_all(draw(&tree).as_bytes());
     Ok(())
+}
+
+/// Whether that can be drawn; whatever listens at a URL may have answered.
+fn is_tree(tree: &Listing) -> bool {
+    let is_node = |node: &ListedNode| {
+        node.position < tree.size
+            && node.name == tree::name(node.id)
+            && node.url.as_ref().is_none_or(|url| base_url(url).as_ref() == Some(url))
+    };
+    (1..=tree::MAX_DEPTH).contains(&tree.depth)
+        && tree.size == tree::size(tree.depth)
+        && tree.places.iter().all(is_node)
 }
 
 fn draw(tree: &Listing) -> String {
@@ -60,9 +75,8 @@ fn label(node: &ListedNode) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_tree_is_drawn_with_free_places_and_lost_nodes() {
-        let node = |position, id, heard: Option<f64>| ListedNode {
+    fn node(position: u32, id: u32, heard: Option<f64>) -> ListedNode {
+        ListedNode {
             position,
             depth: 0,
             id,
@@ -71,7 +85,30 @@ mod tests {
             url: heard.map(|_| format!("http://h:{id}")),
             alive: heard == Some(0.0),
             seconds_since_heard: heard,
-        };
+        }
+    }
+
+    #[test]
+    fn what_is_no_tree_is_not_drawn() {
+        let tree = |depth, size, place| Listing { depth, size, places: vec![place] };
+        let sound = || node(6, 7, Some(0.0));
+        let url = |url: &str| ListedNode { url: Some(url.to_owned()), ..sound() };
+        assert!(is_tree(&tree(3, 7, sound())) && is_tree(&tree(3, 7, node(6, 7, None))));
+        for wrong in [
+            tree(0, 0, sound()),
+            tree(3, 8, sound()),
+            tree(32, u32::MAX, sound()),
+            tree(3, 7, node(7, 7, Some(0.0))),
+            tree(3, 7, ListedNode { name: "NODE-7\u{1b}[31m".to_owned(), ..sound() }),
+            tree(3, 7, url("http://h:7\n\u{7}")),
+            tree(3, 7, url("file:///h")),
+        ] {
+            assert!(!is_tree(&wrong), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_tree_is_drawn_with_free_places_and_lost_nodes() {
         let nodes = vec![node(0, 1, Some(0.0)), node(1, 2, Some(7.5)), node(4, 5, None)];
         let expected = "\
 3 of 7 nodes, depth 3

@@ -18,6 +18,7 @@ pub const WRONG_VALUES: &[(&str, &str, &str)] = &[
     ("NODE_URL", "here:5000", "a URL of the form http://host:port"),
     ("NODE_URL", "https://here:5000", "a URL of the form http://host:port"),
     ("NODE_URL", "http://me:secret@here:5000", "a URL of the form http://host:port"),
+    ("ROOT_URL", "http://:5000", "a URL of the form http://host:port"),
     ("ROOT_URL", "http://here:5000/x", "a URL of the form http://host:port"),
     ("ROOT_URL", "http://here:65536", "a URL of the form http://host:port"),
     ("LEASE_SECONDS", "0", "a number of seconds from 0.1 to 3600"),
