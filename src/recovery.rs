@@ -1,7 +1,7 @@
 //! Recovery: how a root that starts finds its child table in the tree that ZooKeeper has. Pure.
 //!
-//! Whoever can write to ZooKeeper is not a node for that, so only places are taken from it: an id and a
-//! position each. A URL found there could be anybody's, and would be sent the token.
+//! Only places are taken from it, an id and a position each: being able to write to ZooKeeper does not make
+//! one a node, and a URL found there could be anybody's, and would be sent the token.
 //!
 //! Invariant: what [`fit`] lets through is a child table: each id and each position once, and each path
 //! in agreement with its position. Left out: how the tree is read, and deleted if it does not fit (`registry.rs`).
