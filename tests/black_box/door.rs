@@ -1,10 +1,11 @@
 //! Who may ask what, and who is shown the token of the nodes.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::client::{Answer, raw_call};
 use crate::harness::{Env, Node, PROCESS_LIMIT, Process, Tree, poll_until};
 use crate::impostor::Impostor;
+use crate::tree::places;
 
 const TOKEN: &str = "n0b0dy-Knows/This=1";
 
@@ -13,11 +14,6 @@ const RUN: u64 = 7;
 
 fn join_body(id: u32, run: u64, url: &str) -> String {
     json!({ "id": id, "run": run, "url": url, "position": null }).to_string()
-}
-
-fn names(root: &Node) -> Vec<Value> {
-    let listing = root.get("/nodes").json();
-    listing["nodes"].as_array().expect("a list").iter().map(|node| node["name"].clone()).collect()
 }
 
 /// A request exactly as it is written here.
@@ -87,7 +83,8 @@ fn no_spelling_opens_a_call_between_nodes_to_a_stranger() {
         }
     }
     assert_eq!(impostor.heard(), [""; 0], "nobody is even asked who it is");
-    assert_eq!(names(tree.root()), ["NODE-1", "NODE-2"]);
+    let nodes = |ids: u32| (1..=ids).map(|id| (u64::from(id) - 1, format!("NODE-{id}"))).collect::<Vec<_>>();
+    assert_eq!(places(tree.root()), nodes(2));
     for node in [tree.root(), &leaf] {
         let counted = ["grants_total", "holders", "invalidations_received_total"].map(|name| node.metric(name));
         assert_eq!(counted, [0, 0, 0], "at {}", node.name);
@@ -96,9 +93,68 @@ fn no_spelling_opens_a_call_between_nodes_to_a_stranger() {
     // They are calls, and to a node they are open.
     let token = [("Authorization", &*format!("Bearer {TOKEN}"))];
     assert_eq!(ask(tree.root(), "POST", "http://x/nodes", &token, &join).status, 200);
-    assert_eq!(names(tree.root()), ["NODE-1", "NODE-2", "NODE-3"]);
+    assert_eq!(places(tree.root()), nodes(3));
     assert_eq!(ask(tree.root(), "GET", &format!("/{fetch}"), &token, "").status, 200);
     assert_eq!(ask(&leaf, "DELETE", &format!("/{invalidate}"), &token, "").status, 200);
+}
+
+#[test]
+fn calls_between_nodes_need_the_token_and_no_log_shows_it() {
+    let tree = Tree::start(2, &[("TREE_TOKEN", TOKEN), ("RUST_LOG", "trace")]);
+    tree.node(2).put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
+    tree.node(3).get("/store/k").expect(200, r#"{"value":1}"#);
+    // Told with the token, its holder lets go at once.
+    tree.node(2).put("k", "2").expect(200, r#"{"key":"k","value":2}"#);
+    let told = ["invalidations_sent_total", "silent_holder_waits_total"].map(|name| tree.root().metric(name));
+    assert_eq!(told, [1, 0]);
+    tree.root().get("/nodes");
+
+    let copy = "/copies/k?holder=NODE-9&url=http%3A%2F%2F127.0.0.1%3A9&run=9&wait_ms=1000";
+    let own = tree.leaf().get("/").json();
+    let join = json!({ "id": 3, "run": own["run"], "url": own["url"], "position": 2 }).to_string();
+    let right = format!("Bearer {TOKEN}");
+    for node in [tree.root(), tree.leaf()] {
+        for (method, path, body) in
+            [("GET", copy, ""), ("DELETE", "/copies/k?run=9", ""), ("POST", "/nodes", join.as_str())]
+        {
+            for wrong in [
+                None,
+                Some(""),
+                Some("Bearer "),
+                Some("Bearer wrong"),
+                Some(&right[..right.len() - 1]),
+                Some(&format!("{right}1")),
+                Some(&right.to_uppercase()),
+                Some(TOKEN),
+                Some(&format!("Basic {TOKEN}")),
+            ] {
+                let headers: Vec<_> = wrong.map(|value| ("Authorization", value)).into_iter().collect();
+                let answer = node.call_with(method, path, &headers, body.as_bytes());
+                answer.expect_error(401, "this call needs the token of the nodes");
+                assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
+            }
+        }
+        assert_eq!(node.call_with("GET", copy, &[("Authorization", &right)], b"").status, 200);
+    }
+    assert_eq!(tree.root().call_with("POST", "/nodes", &[("Authorization", &right)], join.as_bytes()).status, 200);
+
+    for (token, rest) in [("0ther-T0ken", [("TREE_TOKEN", "0ther-T0ken")].as_slice()), (TOKEN, &[])] {
+        let root_url = tree.root().url.as_str();
+        let env = [("TREE_DEPTH", "2"), ("NODE_ID", "3"), ("API_PORT", "0"), ("ROOT_URL", root_url)];
+        let ended = Process::spawn(&[], &[&env, rest].concat()).wait_for_end(PROCESS_LIMIT);
+        let line = format!("NODE-3 cannot join at {root_url}: this call needs the token of the nodes (401)");
+        assert_eq!(ended, (Some(1), String::new(), format!("tree-cache: {line}\n")));
+        assert!(!line.contains(token));
+    }
+    for node in &tree.nodes {
+        let log = node.process.log();
+        // ureq would write what it sends as hexadecimal dumps, a line for each sixteen bytes.
+        for part in [TOKEN, "Bearer", &TOKEN[..6], "TRACE"] {
+            assert!(!log.contains(part), "{} shows {part}: {log}", node.name);
+        }
+    }
+    let log = tree.root().process.log();
+    assert!(log.contains("DEBUG: 401: this call needs the token of the nodes"), "the level is heeded: {log}");
 }
 
 #[test]

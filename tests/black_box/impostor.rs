@@ -27,17 +27,22 @@ impl Impostor {
     pub fn start(run: u64) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("some port is free");
         let address = listener.local_addr().expect("it listens");
-        let answer = json!({
+        let body = json!({
             "run": run, "joined": true, "lease_ms": 3_600_000, "value": "poison",
             "position": 1, "path": ["NODE-1", "NODE-2"], "ancestors": [], "children": [],
             "depth": 2, "size": 3, "nodes": [],
-        });
+        })
+        .to_string();
+        let answer = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         let (heard, over) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<AtomicBool>::default());
         let (ears, ends) = (Arc::clone(&heard), Arc::clone(&over));
         let thread = thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok).take_while(|_| !ends.load(Ordering::Relaxed)) {
-                let request = hear_out(&stream, &answer.to_string());
+                let request = read_request(&stream);
+                // Before it answers: whoever has the answer may look at once.
                 ears.lock().expect("nobody panics").push(request);
+                // Who asked may have gone.
+                let _ = (&stream).write_all(answer.as_bytes());
             }
         });
         Self { address, heard, over, thread: Some(thread) }
@@ -54,8 +59,8 @@ impl Impostor {
     }
 }
 
-/// Reads one request without its body, and answers it.
-fn hear_out(mut stream: &TcpStream, body: &str) -> String {
+/// Reads one request without its body.
+fn read_request(mut stream: &TcpStream) -> String {
     stream.set_read_timeout(Some(REQUEST_LIMIT)).expect("the time is not zero");
     let (mut request, mut buffer) = (Vec::new(), [0; 4096]);
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -64,9 +69,6 @@ fn hear_out(mut stream: &TcpStream, body: &str) -> String {
             _ => break,
         }
     }
-    let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
-    // Who asked may have gone.
-    let _ = stream.write_all(&[head.as_bytes(), body.as_bytes()].concat());
     String::from_utf8_lossy(&request).into_owned()
 }
 
