@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::client::{Answer, raw_call};
-use crate::harness::{Env, Node, PROCESS_LIMIT, Process, Tree, poll_until};
+use crate::harness::{Env, Node, PROCESS_LIMIT, Process, Tree};
 use crate::impostor::Impostor;
 use crate::tree::places;
 
@@ -153,8 +153,8 @@ fn calls_between_nodes_need_the_token_and_no_log_shows_it() {
             assert!(!log.contains(part), "{} shows {part}: {log}", node.name);
         }
     }
-    let log = tree.root().process.log();
-    assert!(log.contains("DEBUG: 401: this call needs the token of the nodes"), "the level is heeded: {log}");
+    // The level is heeded.
+    tree.root().process.wait_for_log("DEBUG: 401: this call needs the token of the nodes", 1);
 }
 
 #[test]
@@ -212,8 +212,8 @@ fn a_root_that_lost_its_token_is_shown_none_by_those_below_it() {
     assert_eq!(impostor.heard().len(), 1, "it was asked who it is");
 
     let refused = "this call shows a token, and this node has no TREE_TOKEN";
-    let warned = format!("WARN: no place from the root at {root_url} any more: answered 401 \"{refused}\"\n");
-    poll_until(PROCESS_LIMIT, "NODE-4 warns", || tree.node(4).process.log().contains(&warned));
+    let warned = format!("WARN: no place from the root at {root_url} any more: answered 401 {refused:?}");
+    tree.node(4).process.wait_for_log(&warned, 1);
     let answer = tree.node(4).get("/store/k");
     assert_eq!(answer.status, 503, "{}", answer.text());
     let ended =

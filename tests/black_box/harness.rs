@@ -56,12 +56,12 @@ impl Node {
 
     /// Stops the node where it stands; it keeps its connections and accepts none.
     pub fn pause(&self) {
-        self.process.signal("STOP");
+        self.process.pause();
     }
 
     /// Lets a paused node go on.
     pub fn resume(&self) {
-        self.process.signal("CONT");
+        self.process.resume();
     }
 
     /// `GET path`.

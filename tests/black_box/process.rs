@@ -4,7 +4,7 @@
 //! process that was to live is looked at meanwhile, so that its own last words are the test's failure.
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::TcpListener;
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -56,7 +56,8 @@ pub fn free_ports(count: u16) -> u16 {
     let mut tries = (0..1000).map(|_| (offset + NEXT.fetch_add(u32::from(count), Ordering::Relaxed)) % 18_000);
     let first = tries.find_map(|place| {
         let first = 12_000 + u16::try_from(place).expect("below 18,000");
-        (first..first + count).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()).then_some(first)
+        // A listener, opened to try, would live on for a moment in a process that another thread is just forking.
+        (first..first + count).all(|port| TcpStream::connect(("127.0.0.1", port)).is_err()).then_some(first)
     });
     first.expect("some ports are free")
 }
@@ -137,6 +138,15 @@ impl Process {
         self.stderr.text()
     }
 
+    /// Waits until that many lines it has logged contain `text`, and returns all that it has logged: what it
+    /// writes takes a moment to get here.
+    pub fn wait_for_log(&self, text: &str, lines: usize) -> String {
+        poll_until(PROCESS_LIMIT, &format!("{lines} lines in the log with {text:?}"), || {
+            self.log().lines().filter(|line| line.contains(text)).count() >= lines
+        });
+        self.log()
+    }
+
     /// Whether it has not ended yet.
     pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().expect("it is our child").is_none()
@@ -145,6 +155,7 @@ impl Process {
     /// Fails the test if the process has ended.
     pub fn expect_alive(&mut self) {
         if let Some(status) = self.child.try_wait().expect("it is our child") {
+            self.hear_out();
             panic!("ended with {status}: {}", self.log());
         }
     }
@@ -165,16 +176,39 @@ impl Process {
             status = self.child.try_wait().expect("it is our child");
             status.is_some()
         });
+        self.hear_out();
+        (status.and_then(|status| status.code()), self.printed(), self.log())
+    }
+
+    /// Reads what a process that has ended said last.
+    fn hear_out(&mut self) {
         for reader in [&mut self.stdout, &mut self.stderr].into_iter().filter_map(|pipe| pipe.reader.take()) {
             reader.join().expect("no reader panics");
         }
-        (status.and_then(|status| status.code()), self.printed(), self.log())
     }
 
     /// Sends a signal by its name, such as `STOP`. The command spares us unsafe code.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").args([&format!("-{name}"), &self.id().to_string()]).status();
         assert!(status.expect("kill can be started").success(), "kill -{name}");
+    }
+
+    /// Stops the process where it stands, all its threads: a signal that was sent is not yet heeded.
+    pub fn pause(&self) {
+        self.signal("STOP");
+        poll_until(PROCESS_LIMIT, "all threads have stopped", || {
+            let threads = std::fs::read_dir(format!("/proc/{}/task", self.id())).expect("it lives");
+            threads.filter_map(Result::ok).all(|thread| {
+                // `28728 (sweep) T 1 …`; one that has just ended counts for nothing.
+                let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+                stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with(['T', 'Z', 'X']))
+            })
+        });
+    }
+
+    /// Lets a paused process go on.
+    pub fn resume(&self) {
+        self.signal("CONT");
     }
 
     /// Ends the process without warning.

@@ -1,10 +1,9 @@
 //! The program as its user meets it: configuration, arguments, exit codes, the lines that it prints.
 
 use std::net::TcpListener;
-use std::time::Duration;
 
 use crate::client::try_call;
-use crate::harness::{Node, PROCESS_LIMIT, Process, Tree, free_ports, poll_until};
+use crate::harness::{Node, PROCESS_LIMIT, Process, Tree, free_ports};
 use crate::wrong_values::WRONG_VALUES;
 
 #[test]
@@ -100,7 +99,8 @@ fn listening_beyond_this_machine_without_a_token_is_warned_about() {
         let warning = format!(
             "NODE-1 WARN: 0.0.0.0:{port} can be reached from other machines, and without TREE_TOKEN anybody can pose as a node\n"
         );
-        assert_eq!(node.process.log(), if warned { warning } else { String::new() });
+        let log = node.process.wait_for_log(warning.trim_end(), usize::from(warned));
+        assert_eq!(log, if warned { warning } else { String::new() });
     }
 }
 
@@ -110,9 +110,7 @@ fn the_log_level_is_obeyed() {
     assert_eq!(quiet.process.log(), "");
     let loud = Node::start(&[("RUST_LOG", "debug")]);
     loud.get("/store/k").expect_error(404, "Key not found");
-    poll_until(Duration::from_secs(5), "the 404 is logged", || {
-        loud.process.log().contains("NODE-1 DEBUG: 404: Key not found\n")
-    });
+    loud.process.wait_for_log("NODE-1 DEBUG: 404: Key not found", 1);
 }
 
 #[test]

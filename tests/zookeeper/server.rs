@@ -89,12 +89,12 @@ impl Server {
 
     /// Stops it where it stands; it keeps its connections.
     pub fn pause(&self) {
-        self.process.as_ref().expect("it runs").signal("STOP");
+        self.process.as_ref().expect("it runs").pause();
     }
 
     /// Lets it go on.
     pub fn resume(&self) {
-        self.process.as_ref().expect("it runs").signal("CONT");
+        self.process.as_ref().expect("it runs").resume();
     }
 
     /// What ZooKeeper's own client says to these commands; each start of it takes about a second.
@@ -172,7 +172,7 @@ pub fn wait_for_standing(nodes: &[&Node], expected: &str) {
 /// Fails the test unless the log has this many lines with that text.
 #[track_caller]
 pub fn expect_lines(node: &Node, text: &str, count: usize) {
-    let log = node.process.log();
+    let log = node.process.wait_for_log(text, count);
     assert_eq!(log.lines().filter(|line| line.contains(text)).count(), count, "{text:?} in {log}");
 }
 
