@@ -1,7 +1,7 @@
 //! `make bench`: how fast a tree is, beside what `tiny_http` itself can do.
 //!
-//! The *bare* server is the program's own dispatcher with a constant answer: what it does not reach,
-//! no node can. It and a real tree of seven are measured in turn, round by round, and each figure is the
+//! The *bare* server is `tiny_http` as its documentation shows it: four threads in `recv()`, and a constant
+//! answer. It and a real tree of seven are measured in turn, round by round, and each figure is the
 //! median of its rounds, so that a machine whose speed drifts does not favour anybody.
 //!
 //! `BENCH_ROUNDS` (5) and `BENCH_SECONDS` (3) can be set in the environment. Load comes from `wrk`.
@@ -12,26 +12,19 @@ mod client;
 #[path = "../tests/black_box/harness.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use more of it")]
 mod harness;
-#[path = "../src/pool.rs"]
-#[allow(dead_code, unused_imports, reason = "its tests are not run here")]
-mod pool;
 #[path = "../tests/black_box/process.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use more of it")]
 mod process;
-#[path = "../src/sentinel.rs"]
-mod sentinel;
-#[path = "../src/server.rs"]
-#[allow(dead_code, reason = "the program uses more of it")]
-mod server;
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
 use harness::{Node, Tree, free_ports};
 use process::Process;
+use tiny_http::{Response, Server};
 
 /// What is kept under the keys k0 to k999, and what the bare server answers: a small value.
 const VALUE: &str = r#""teal""#;
@@ -100,17 +93,18 @@ fn main() {
     measure_growth();
 }
 
-/// The bare server: the dispatcher and a constant answer.
+/// The bare server, for ever.
 fn serve_bare(port: u16) {
-    let listener = server::listen(([127, 0, 0, 1], port).into()).expect("the port is free");
-    let body: Arc<[u8]> = format!(r#"{{"value":{VALUE}}}"#).into_bytes().into();
-    let answer = move |_: &server::Incoming| server::Answer::json(200, Arc::clone(&body));
-    let fatal = |error| panic!("{error}");
-    server::serve(listener, 1 << 20, pool::Pool::new(), Arc::new(answer), fatal).expect("threads can be started");
+    let server = Server::http(("127.0.0.1", port)).expect("the port is free");
+    let answer = || {
+        loop {
+            let request = server.recv().expect("it accepts connections");
+            // The client may have left.
+            let _ = request.respond(Response::from_string(format!(r#"{{"value":{VALUE}}}"#)));
+        }
+    };
     println!("ready");
-    loop {
-        std::thread::park();
-    }
+    thread::scope(|threads| (0..4).for_each(|_| drop(threads.spawn(answer))));
 }
 
 fn measure_throughput() {

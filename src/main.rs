@@ -2,38 +2,22 @@
 //!
 //! Reads climb. Writes jump to the root. Invalidations descend.
 //!
-//! This file is the boot, top to bottom: configuration, listen, join, register, serve. The other modules, in
-//! reading order: [`config`], [`tree`], [`key`], [`value`], [`holders`], [`store`], [`node`], [`join`], [`call`], [`api`],
-//! [`server`] with [`pool`] and [`sentinel`], [`peer`], [`registry`] with [`session`], [`znodes`] and
-//! [`recovery`], [`show`], [`page`], [`metrics`], [`error`].
+//! This file is the boot, top to bottom: configuration, listen, join, register, serve. The rooms, in reading
+//! order: [`tree`], [`cache`], [`node`], [`protocol`], [`http`], [`zookeeper`]; beside them [`config`],
+//! [`metrics`] and [`show`].
 
-mod api;
-mod call;
+mod cache;
 mod config;
-mod error;
-mod holders;
-mod join;
-mod key;
+mod http;
 mod metrics;
 mod node;
-mod page;
-mod peer;
-mod pool;
-mod recovery;
-mod registry;
-mod sentinel;
-mod server;
-mod session;
+mod protocol;
 mod show;
-#[cfg(test)]
-mod simulation;
-mod store;
 mod tree;
-mod value;
 #[cfg(test)]
 #[path = "../tests/black_box/wrong_values.rs"]
 mod wrong_values;
-mod znodes;
+mod zookeeper;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -42,9 +26,10 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use config::Config;
-use node::Node;
-use peer::Peer;
-use pool::Pool;
+use http::client::Peer;
+use http::pool::Pool;
+use http::{api, sentinel, server};
+use node::{Node, join};
 
 /// How long `tree-cache health` waits.
 const HEALTH_LIMIT: Duration = Duration::from_secs(2);
@@ -114,13 +99,13 @@ fn run() -> Result<(), String> {
 /// Gets this node its place, and keeps it.
 fn take_part(node: &Arc<Node>) -> Result<(), String> {
     if node.config.is_root() {
-        node.take_table(registry::find_tree(&node.config));
+        node.take_table(crate::zookeeper::find_tree(&node.config));
     }
     join::join_root(node)?;
     // Whoever started us may have stopped reading.
     let _ = writeln!(std::io::stdout(), "{} listening on http://{}", node.myself.name, node.address);
     let registered = Arc::clone(node);
-    start_thread("registry", move || registry::keep_registered(&registered))?;
+    start_thread("registry", move || crate::zookeeper::keep_registered(&registered))?;
     join::keep_joined(node)
 }
 

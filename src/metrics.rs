@@ -4,8 +4,8 @@
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::pool::count_threads;
-use crate::store::Gauges;
+use crate::cache::store::Gauges;
+use crate::http::pool::count_threads;
 
 /// One number that only grows.
 #[derive(Debug, Default)]

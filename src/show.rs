@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use crate::config::{Config, base_url};
-use crate::peer::Peer;
+use crate::http::client::Peer;
 use crate::tree::{self, ListedNode, Listing};
 
 /// How long the node may take.

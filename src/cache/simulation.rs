@@ -15,9 +15,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::holders::{Holder, Record};
-use crate::store::{Answered, Reading, Step, Store, Turn, Write};
-use crate::value::Value;
+use crate::cache::leases::{Holder, Record};
+use crate::cache::store::{Answered, Reading, Step, Store, Turn, Write};
+use crate::cache::value::Value;
 
 const LEASE: Duration = Duration::from_secs(5);
 const READ_LIMIT: Duration = Duration::from_secs(5);

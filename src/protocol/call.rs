@@ -8,10 +8,10 @@
 
 use std::time::Duration;
 
+use crate::cache::leases::Holder;
 use crate::config::base_url;
-use crate::error::Error;
-use crate::holders::Holder;
-use crate::key;
+use crate::protocol::error::Error;
+use crate::protocol::key;
 
 /// Keys in one listing.
 pub const MAX_LISTED: usize = 1000;

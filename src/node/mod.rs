@@ -3,6 +3,8 @@
 //! Invariant: no lock is held across a call to another node, and none is taken inside another.
 //! Left out: HTTP (`api.rs` speaks it) and how a node gets its place (`join.rs`).
 
+pub mod join;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
@@ -12,16 +14,16 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock, mpsc};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+use crate::cache::leases::{Holder, Record, record_life};
+use crate::cache::store::{Answered, Gauges, Reading, Step, Store, StoreFull, Turn, Write};
+use crate::cache::value::Value;
 use crate::config::Config;
-use crate::error::Error;
-use crate::holders::{Holder, Record, record_life};
+use crate::http::client::{CallError, Peer, RawAnswer};
+use crate::http::pool::Pool;
 use crate::metrics::Metrics;
-use crate::peer::{CallError, Peer, RawAnswer};
-use crate::pool::Pool;
-use crate::recovery::Recovery;
-use crate::store::{Answered, Gauges, Reading, Step, Store, StoreFull, Turn, Write};
+use crate::protocol::error::Error;
 use crate::tree::{self, ALIVE, ChildTable, Member, NodeRef, Place, Process};
-use crate::value::Value;
+use crate::zookeeper::recovery::Recovery;
 
 /// What a read may take in all.
 pub const READ_LIMIT: Duration = Duration::from_secs(5);

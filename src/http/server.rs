@@ -18,8 +18,8 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tiny_http::{Header, Request, Response, StatusCode};
 
-use crate::pool::Pool;
-use crate::sentinel::Sentinel;
+use crate::http::pool::Pool;
+use crate::http::sentinel::Sentinel;
 
 /// A declared length that nobody means: above it, `tiny_http` must not be let near the body.
 const ABSURD_BODY_BYTES: usize = 1 << 30;

@@ -4,9 +4,9 @@
 
 use std::fmt;
 
-use crate::key::BadKey;
-use crate::peer::CallError;
-use crate::store::StoreFull;
+use crate::cache::store::StoreFull;
+use crate::http::client::CallError;
+use crate::protocol::key::BadKey;
 
 /// What the root says of a key that it does not have. A stranger's 404 says something else.
 pub const KEY_NOT_FOUND: &str = "Key not found";

@@ -21,12 +21,12 @@ use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Timeout};
 
-use crate::error::KEY_NOT_FOUND;
-use crate::holders::Holder;
-use crate::key;
-use crate::store::Answered;
+use crate::cache::leases::Holder;
+use crate::cache::store::Answered;
+use crate::cache::value::Value;
+use crate::protocol::error::KEY_NOT_FOUND;
+use crate::protocol::key;
 use crate::tree::{NodeRef, Place};
-use crate::value::Value;
 
 /// A connection that is not open after this time will not be.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);

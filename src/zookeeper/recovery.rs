@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 
 use crate::tree;
-use crate::znodes::{Shape, Znode, ZnodeData};
+use crate::zookeeper::znodes::{Shape, Znode, ZnodeData};
 
 /// A tree that can be a child table.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -81,7 +81,7 @@ pub fn fit(shape: Shape, kept_shape: &[u8], znodes: &[Znode]) -> Result<Fitting,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::znodes::samples::{tree, znode};
+    use crate::zookeeper::znodes::samples::{tree, znode};
 
     const SHAPE: Shape = Shape { depth: 3, root_id: 1 };
 

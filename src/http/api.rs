@@ -11,19 +11,19 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::call::{Call, Request};
+use crate::cache::leases::Holder;
+use crate::cache::store::{Answered, Write};
+use crate::cache::value::Value;
 use crate::config::base_url;
-use crate::error::Error;
-use crate::holders::Holder;
-use crate::join;
-use crate::key;
+use crate::http::client::{JoinRequest, RawAnswer};
+use crate::http::page;
+use crate::http::server::{Answer, Incoming};
+use crate::node::join;
 use crate::node::{Node, READ_LIMIT, Source};
-use crate::page;
-use crate::peer::{JoinRequest, RawAnswer};
-use crate::server::{Answer, Incoming};
-use crate::store::{Answered, Write};
+use crate::protocol::call::{Call, Request};
+use crate::protocol::error::Error;
+use crate::protocol::key;
 use crate::tree::{self, NodeRef};
-use crate::value::Value;
 
 /// A listing ends at this length.
 const MAX_LISTING_BYTES: usize = 1 << 20;

@@ -8,6 +8,10 @@
 //! Left out: what the znodes say (`znodes.rs`), how they are read and written (`session.rs`), and whether a
 //! tree fits (`recovery.rs`).
 
+pub mod recovery;
+mod session;
+mod znodes;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,12 +21,12 @@ use std::time::{Duration, Instant};
 
 use zookeeper::{CreateMode, ZkError, ZkResult};
 
+use self::recovery::{Fitting, Recovery};
+use self::session::{SESSION_LIFE, Session};
+use self::znodes::{LIVE, Shape, TREE, Wanted};
 use crate::config::Config;
 use crate::node::Node;
-use crate::recovery::{self, Fitting, Recovery};
-use crate::session::{SESSION_LIFE, Session};
 use crate::tree::Member;
-use crate::znodes::{self, LIVE, Shape, TREE, Wanted};
 
 /// Between two looks at this node's znodes.
 const CHECK_PAUSE: Duration = Duration::from_secs(1);

@@ -9,9 +9,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::error::Error;
+use crate::http::client::{CallError, JoinAnswer, JoinRequest};
 use crate::node::{Joined, Node};
-use crate::peer::{CallError, JoinAnswer, JoinRequest};
+use crate::protocol::error::Error;
 use crate::tree::{self, Member, Process, Standing};
 
 /// Between two joins of a node that has its place.

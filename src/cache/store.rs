@@ -15,8 +15,8 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::holders::{Holder, Holders, Key, Record, shrink};
-use crate::value::Value;
+use crate::cache::leases::{Holder, Holders, Key, Record, shrink};
+use crate::cache::value::Value;
 
 /// An answer to a read: the value, `None` if there is no such key, and how long it may be kept.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use zookeeper::{Acl, CreateMode, ZkError, ZkResult, ZkState, ZooKeeper};
 
-use crate::znodes::{LIVE, TREE, Wanted, Znode};
+use crate::zookeeper::znodes::{LIVE, TREE, Wanted, Znode};
 
 /// The life of a session without a word from us, and so of the live znode of a node that died. Six checks:
 /// short, for people look there for who is alive; but a busy machine must not seem dead, and a

@@ -4,7 +4,7 @@
 //! else: no other origin is asked, no HTML is made from text, and no site can frame the page. Left out:
 //! drawing. The page does that itself, from what everybody can ask.
 
-use crate::server::Answer;
+use crate::http::server::Answer;
 
 /// The page; one file, so that a node needs nothing beside its program.
 const PAGE: &str = include_str!("page.html");

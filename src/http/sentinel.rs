@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use crate::pool::count_threads;
+use crate::http::pool::count_threads;
 
 /// Between two rounds of knocks while clients connect.
 const KNOCK_PAUSE: Duration = Duration::from_millis(20);
