@@ -10,25 +10,25 @@ up: ## build, and run the whole tree in containers (Docker, Vagrant)
 	@vagrant up
 
 status: ## draw that tree, and list its containers
-	@bash src/containers.sh status
+	@bash deploy/containers.sh status
 
 logs: ## show what its nodes log, and go on until Ctrl-C
-	@bash src/containers.sh logs
+	@bash deploy/containers.sh logs
 
 zk: ## draw that tree as ZooKeeper has it
-	@bash src/containers.sh zk
+	@bash deploy/containers.sh zk
 
 halt: ## stop it; up starts the same tree again
 	@vagrant halt
 
 down: ## remove it with its data, however it was left
-	@bash src/containers.sh remove
+	@bash deploy/containers.sh remove
 
 reup: down up ## remove it and run it anew, with the code as it is now
 
 local: ## build, and run the whole tree as processes of this machine (no Docker)
 	@cargo build --release --locked
-	@bash src/local.sh target/release/tree-cache
+	@bash deploy/local.sh target/release/tree-cache
 
 zookeeper: ## a private ZooKeeper in the foreground, to try: ZOOKEEPER=127.0.0.1:2181 make local
 	@tests/zookeeper/server.sh try

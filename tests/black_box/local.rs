@@ -1,4 +1,4 @@
-//! `src/local.sh`, as `make local` calls it.
+//! `deploy/local.sh`, as `make local` calls it.
 
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
@@ -12,7 +12,7 @@ struct Local(Process);
 
 impl Local {
     fn start(env: Env) -> Self {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/src/local.sh");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/local.sh");
         Self(Process::spawn_command(Command::new("bash").args([script, PROGRAM]), env))
     }
 
