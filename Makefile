@@ -31,18 +31,18 @@ local: ## build, and run the whole tree as processes of this machine (no Docker)
 	@bash deploy/local.sh target/release/tree-cache
 
 zookeeper: ## a private ZooKeeper in the foreground, to try: ZOOKEEPER=127.0.0.1:2181 make local
-	@tests/zookeeper/server.sh try
+	@tests/it/zookeeper/server.sh try
 
 test: ## all tests, several at a time, for they mostly wait; installs Java and ZooKeeper if it may
-	@tests/zookeeper/server.sh install
+	@tests/it/zookeeper/server.sh install
 	RUST_TEST_THREADS=6 cargo test --locked
-	RUST_TEST_THREADS=4 cargo test --locked --test zookeeper -- --include-ignored
+	RUST_TEST_THREADS=4 cargo test --locked --test it zookeeper:: -- --ignored
 
 test-page: ## test the page in a real Chromium, and src/http/page/openapi.json against real nodes
 	@bash tests/page.sh
 
 soak: ## clients on all nodes while nodes are killed and paused, for SOAK_SECONDS (60)
-	MALLOC_ARENA_MAX=1 SOAK_SECONDS=$(or $(SOAK_SECONDS),60) cargo test --locked --release --test black_box coherence -- --nocapture
+	MALLOC_ARENA_MAX=1 SOAK_SECONDS=$(or $(SOAK_SECONDS),60) cargo test --locked --release --test it coherence:: -- --nocapture
 
 bench: ## throughput beside the bare server, messages, memory (needs wrk)
 	cargo bench --locked --bench bench

@@ -6,13 +6,13 @@
 //!
 //! `BENCH_ROUNDS` (5) and `BENCH_SECONDS` (3) can be set in the environment. Load comes from `wrk`.
 
-#[path = "../tests/black_box/client.rs"]
+#[path = "../tests/it/client.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use more of it")]
 mod client;
-#[path = "../tests/black_box/harness.rs"]
+#[path = "../tests/it/harness.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use more of it")]
 mod harness;
-#[path = "../tests/black_box/process.rs"]
+#[path = "../tests/it/process.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use more of it")]
 mod process;
 

@@ -15,7 +15,7 @@ mod protocol;
 mod show;
 mod tree;
 #[cfg(test)]
-#[path = "../tests/black_box/wrong_values.rs"]
+#[path = "../tests/it/wrong_values.rs"]
 mod wrong_values;
 mod zookeeper;
 

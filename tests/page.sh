@@ -25,4 +25,4 @@ if [ "$($venv/bin/pip freeze 2>/dev/null | grep '^schemathesis==')" != $schemath
 fi
 
 # One after the other: several browsers would starve each other on a small machine.
-cargo test --locked --test black_box page:: -- --ignored --test-threads=1
+cargo test --locked --test it page:: -- --ignored --test-threads=1

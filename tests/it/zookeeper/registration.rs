@@ -1,7 +1,7 @@
 //! What a tree that works writes into ZooKeeper.
 
+use super::server::{REGISTER_LIMIT, Server, all, standing, wait_for_standing};
 use crate::harness::{Node, Tree, free_ports, poll_until};
-use crate::server::{REGISTER_LIMIT, Server, all, standing, wait_for_standing};
 
 #[test]
 #[ignore = "needs ZooKeeper: run make test"]

@@ -17,7 +17,7 @@ pub const REGISTER_LIMIT: Duration = Duration::from_secs(15);
 /// How long ZooKeeper may take to start; generous, for the machine may be busy.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/zookeeper/server.sh");
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/zookeeper/server.sh");
 
 /// A server with a port and a directory of its own; both are kept when it is killed and started again.
 pub struct Server {

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::server::{Server, all, expect_lines, standing, wait_for_standing};
 use crate::client::try_call;
 use crate::harness::{Node, Tree, poll_until};
-use crate::server::{Server, all, expect_lines, standing, wait_for_standing};
 
 /// No answer may take longer. All waits for ZooKeeper are longer, so any of them would show; what is
 /// left is room for a busy machine, for without it an answer takes a few milliseconds.

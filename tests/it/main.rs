@@ -18,3 +18,4 @@ mod process;
 mod program;
 mod tree;
 mod wrong_values;
+mod zookeeper;

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::server::{Server, all, child_table, expect_lines, wait_for_standing};
 use crate::client::try_call;
 use crate::harness::{Node, Process, Tree, free_ports, poll_until};
 use crate::impostor::Impostor;
-use crate::server::{Server, all, child_table, expect_lines, wait_for_standing};
 
 /// Seven registered nodes, all killed.
 fn seven_that_were_killed(server: &Server) -> Tree {
