@@ -18,12 +18,11 @@ mod process;
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Instant;
 
-use harness::{Node, Tree, free_ports};
-use process::Process;
+use harness::{Node, Process, Tree, command, free_ports};
 use tiny_http::{Response, Server};
 
 /// What is kept under the keys k0 to k999, and what the bare server answers: a small value.
@@ -87,7 +86,7 @@ fn main() {
     {
         return serve_bare(port.parse().expect("a port"));
     }
-    assert!(Command::new("wrk").arg("-v").output().is_ok(), "wrk is missing: apt-get install wrk");
+    assert!(command("wrk").arg("-v").output().is_ok(), "wrk is missing: apt-get install wrk");
     measure_throughput();
     measure_messages();
     measure_growth();
@@ -111,7 +110,7 @@ fn measure_throughput() {
     let rounds = number_from_env("BENCH_ROUNDS", 5);
     let bare_port = free_ports(1);
     let program = std::env::current_exe().expect("this program has a path");
-    let mut bare = Process::spawn_command(Command::new(program).args(["bare", &bare_port.to_string()]), &[]);
+    let mut bare = Process::spawn_command(command(program).args(["bare", &bare_port.to_string()]), &[]);
     bare.wait_for_output("ready");
     let tree = Tree::start(3, &[]);
     let (root, leaf) = (tree.root().port, tree.leaf().port);
@@ -207,7 +206,7 @@ fn measure_growth() {
 
 /// Puts the keys k0 to k999 and m0 to m59999.
 fn fill(tree: &Tree) {
-    let agent = ureq::Agent::new_with_defaults();
+    let agent = ureq::Agent::config_builder().proxy(None).build().new_agent();
     eprintln!("putting {} keys", MISS_KEYS + 1000);
     for number in 0..MISS_KEYS + 1000 {
         let key = if number < 1000 { format!("k{number}") } else { format!("m{}", number - 1000) };
@@ -222,7 +221,7 @@ fn run_load(load: &Load) -> Figures {
     let script = script_path(load.script);
     let connections = (16 / load.ports.len()).to_string();
     let start = |port: &u16| -> Child {
-        Command::new("wrk")
+        command("wrk")
             .args(["-t1", "-c", &connections, "-d", &seconds.to_string(), "--latency", "-s"])
             .arg(&script)
             .arg(format!("http://127.0.0.1:{port}/"))

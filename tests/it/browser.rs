@@ -1,14 +1,13 @@
 //! A real Chromium, told what to do through chromedriver. `WebDriver` is JSON over HTTP: no library is needed.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::client::try_call;
-use crate::harness::{Process, poll_until};
+use crate::harness::{Process, command, poll_until};
 
 /// How long the page may take to show something. A node is lost after 3 s, and the page looks once a second.
 const PAGE_LIMIT: Duration = Duration::from_secs(15);
@@ -27,7 +26,7 @@ impl Browser {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let profile =
             PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("browser-{}-{number}", std::process::id()));
-        let mut driver = Process::spawn_command(Command::new("chromedriver").arg("--port=0"), &[]);
+        let mut driver = Process::spawn_command(command("chromedriver").arg("--port=0"), &[]);
         let started = "was started successfully on port ";
         let printed = driver.wait_for_output(started);
         let rest = printed.split_once(started).expect("it was waited for").1;

@@ -2,7 +2,7 @@
 
 use crate::client::{Answer, try_call};
 
-pub use crate::process::{Env, PROCESS_LIMIT, PROGRAM, Process, free_ports, load_alone, poll_until};
+pub use crate::process::{Env, PROCESS_LIMIT, PROGRAM, Process, command, free_ports, load_alone, poll_until};
 
 /// A node that has its place.
 pub struct Node {

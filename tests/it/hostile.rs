@@ -4,11 +4,10 @@
 //! them with `--nocapture` to see how long the others had to wait.
 
 use std::io;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::client::{Raw, raw_call};
-use crate::harness::{Node, PROCESS_LIMIT, PROGRAM, Process, load_alone, poll_until};
+use crate::harness::{Node, PROCESS_LIMIT, PROGRAM, Process, command, load_alone, poll_until};
 
 /// How long anybody may have to wait for an answer. A connection that the library has stranded would wait
 /// for ever, and a node that is cured frees one every 20 ms: so this is enough for a hundred of them.
@@ -327,7 +326,7 @@ fn without_descriptors_a_node_answers_again_or_ends_with_an_error() {
     for limit in [63, 64] {
         let script = format!("ulimit -n {limit}; exec \"$0\"");
         let env = [("API_PORT", "0"), ("TREE_DEPTH", "1")];
-        let process = Process::spawn_command(Command::new("sh").args(["-c", &script, PROGRAM]), &env);
+        let process = Process::spawn_command(command("sh").args(["-c", &script, PROGRAM]), &env);
         let mut node = Node::wait_for_place(process, &env);
         node.put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
         let begun = Instant::now();

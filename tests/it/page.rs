@@ -2,14 +2,13 @@
 //!
 //! What needs Chromium or schemathesis is for `make test-page`, which installs them.
 
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::browser::Browser;
 use crate::client::try_call;
-use crate::harness::{Node, Process, Tree, poll_until};
+use crate::harness::{Node, Process, Tree, command, poll_until};
 
 /// Keys of a keyboard, as `WebDriver` names them.
 const TAB: &str = "\u{e004}";
@@ -130,7 +129,7 @@ fn the_curl_line_of_any_key_does_the_same_as_the_form() {
         }
         let line = browser.run("return document.getElementById('curl').textContent");
         let mut shell = Process::spawn_command(
-            Command::new("sh").args(["-c", &format!("{} --silent", line.as_str().expect("text"))]),
+            command("sh").args(["-c", &format!("{} --silent", line.as_str().expect("text"))]),
             &[],
         );
         let (code, printed, log) = shell.wait_for_end(Duration::from_secs(20));
@@ -249,7 +248,7 @@ fn the_description_is_true_at_a_root_alone_and_at_a_leaf() {
     let (alone, tree) = (Node::alone(), Tree::start(2, &[]));
     for node in [&alone, tree.leaf()] {
         let manifest = env!("CARGO_MANIFEST_DIR");
-        let mut program = Command::new(format!("{manifest}/target/page-venv/bin/schemathesis"));
+        let mut program = command(format!("{manifest}/target/page-venv/bin/schemathesis"));
         program.current_dir(env!("CARGO_TARGET_TMPDIR"));
         program.args(["--config-file", &format!("{manifest}/tests/schemathesis.toml"), "run"]);
         program.args([&format!("{}/openapi.json", node.url), "--max-examples", "100", "--no-color"]);

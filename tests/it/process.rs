@@ -3,6 +3,7 @@
 //! Nothing here sleeps for a fixed time: whatever is waited for is polled, with a deadline, and a
 //! process that was to live is looked at meanwhile, so that its own last words are the test's failure.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
@@ -17,23 +18,9 @@ pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tree-cache");
 /// How long a process may take to start or to end; generous, for the machine may be busy.
 pub const PROCESS_LIMIT: Duration = Duration::from_secs(20);
 
-/// The variables that the program reads: the caller's own must not leak into a test.
-const VARIABLES: [&str; 14] = [
-    "TREE_DEPTH",
-    "API_PORT",
-    "ROOT_NODE_ID",
-    "NODE_ID",
-    "BIND_ADDR",
-    "NODE_URL",
-    "ROOT_URL",
-    "ZOOKEEPER",
-    "LEASE_SECONDS",
-    "MAX_VALUE_BYTES",
-    "MAX_STORE_BYTES",
-    "TREE_TOKEN",
-    "STARTUP_DELAY",
-    "RUST_LOG",
-];
+/// What a process has of the caller's environment: where programs, homes and temporary files are, and how `make soak`
+/// has memory allocated.
+const KEPT: [&str; 4] = ["PATH", "HOME", "TMPDIR", "MALLOC_ARENA_MAX"];
 
 /// Environment variables and their values.
 pub type Env<'a> = &'a [(&'a str, &'a str)];
@@ -60,6 +47,13 @@ pub fn free_ports(count: u16) -> u16 {
         (first..first + count).all(|port| TcpStream::connect(("127.0.0.1", port)).is_err()).then_some(first)
     });
     first.expect("some ports are free")
+}
+
+/// A command whose environment is [`KEPT`] and nothing else: the caller's own must not leak into a test.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().envs(KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    command
 }
 
 /// A process whose output is collected; killed and reaped when dropped.
@@ -96,14 +90,11 @@ impl Pipe {
 impl Process {
     /// Starts the program.
     pub fn spawn(arguments: &[&str], env: Env) -> Self {
-        Self::spawn_command(Command::new(PROGRAM).args(arguments), env)
+        Self::spawn_command(command(PROGRAM).args(arguments), env)
     }
 
-    /// Starts any command.
+    /// Starts a [`command`].
     pub fn spawn_command(command: &mut Command, env: Env) -> Self {
-        for variable in VARIABLES {
-            command.env_remove(variable);
-        }
         command.envs(env.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the program can be started");
         let stdout = Pipe::new(child.stdout.take().expect("it is piped"));
@@ -189,7 +180,7 @@ impl Process {
 
     /// Sends a signal by its name, such as `STOP`. The command spares us unsafe code.
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([&format!("-{name}"), &self.id().to_string()]).status();
+        let status = command("kill").args([&format!("-{name}"), &self.id().to_string()]).status();
         assert!(status.expect("kill can be started").success(), "kill -{name}");
     }
 

@@ -4,12 +4,12 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{Node, Process, Tree, free_ports, poll_until};
+use crate::harness::{Node, Process, Tree, command, free_ports, poll_until};
 
 /// How long a node may take to be registered once ZooKeeper is there.
 pub const REGISTER_LIMIT: Duration = Duration::from_secs(15);
@@ -51,9 +51,9 @@ impl Server {
 
     /// Starts it and waits until it serves.
     pub fn run(&mut self) {
-        let mut command = Command::new(SCRIPT);
-        let command = command.arg("serve").arg(&self.dir).arg(self.port.to_string());
-        let mut process = Process::spawn_command(command, &[("ZOO_CFG", self.settings)]);
+        let mut script = command(SCRIPT);
+        script.arg("serve").arg(&self.dir).arg(self.port.to_string());
+        let mut process = Process::spawn_command(&mut script, &[("ZOO_CFG", self.settings)]);
         poll_until(START_LIMIT, "a ZooKeeper that serves", || {
             assert!(
                 process.is_alive(),
@@ -99,7 +99,7 @@ impl Server {
 
     /// What ZooKeeper's own client says to these commands; each start of it takes about a second.
     pub fn ask(&self, commands: &[&str]) -> String {
-        let mut client = Command::new("java")
+        let mut client = command("java")
             .args(["-Xmx64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", "/usr/share/java/zookeeper.jar"])
             .args(["org.apache.zookeeper.ZooKeeperMain", "-server", &self.address()])
             .stdin(Stdio::piped())
