@@ -57,7 +57,6 @@ impl Browser {
         browser
     }
 
-    /// Opens a page.
     pub fn visit(&self, url: &str) {
         self.post("/url", &json!({ "url": url }));
     }
@@ -85,7 +84,6 @@ impl Browser {
         self.post(&format!("{element}/value"), &json!({ "text": text }));
     }
 
-    /// Clicks.
     pub fn click(&self, selector: &str) {
         self.post(&format!("{}/click", self.find(selector)), &json!({}));
     }
@@ -105,6 +103,11 @@ impl Browser {
         let log = self.post("/se/log", &json!({ "type": "browser" }));
         let entries = log.as_array().expect("a log is a list").iter();
         entries.filter(|entry| entry["source"] != "network").map(Value::to_string).collect()
+    }
+
+    #[track_caller]
+    pub fn expect_no_complaint(&self) {
+        assert_eq!(self.complaints(), [""; 0]);
     }
 
     fn find(&self, selector: &str) -> String {

@@ -9,14 +9,11 @@ use crate::process::Env;
 /// No answer is waited for longer than this: above everything that a node promises.
 const CALL_LIMIT: Duration = Duration::from_secs(20);
 
-/// What a node answered.
 #[derive(Debug)]
 pub struct Answer {
-    /// The HTTP status.
     pub status: u16,
     /// Names in lower case, and values.
-    pub headers: Vec<(String, String)>,
-    /// The bytes of the body.
+    headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
@@ -26,17 +23,19 @@ impl Answer {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// The body as text.
     pub fn text(&self) -> &str {
         std::str::from_utf8(&self.body).expect("the body is UTF-8")
     }
 
-    /// The body as JSON.
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
-    /// Fails the test unless status and body are these.
+    /// What an error says of itself.
+    pub fn detail(&self) -> String {
+        self.json()["detail"].as_str().expect("an error has a text").to_owned()
+    }
+
     #[track_caller]
     pub fn expect(&self, status: u16, body: &str) {
         assert_eq!((self.status, self.text()), (status, body));
@@ -48,6 +47,24 @@ impl Answer {
         assert_eq!((self.status, self.json()), (status, serde_json::json!({ "detail": detail })));
         assert_eq!(self.header("content-type"), Some("application/json"));
     }
+
+    /// The same for an error that will pass: it says when to try again.
+    #[track_caller]
+    pub fn expect_retry(&self, detail: &str) {
+        self.expect_error(503, detail);
+        assert_eq!(self.header("retry-after"), Some("1"));
+    }
+}
+
+/// The path of the call by which a node asks another for a copy of the key `k`.
+pub fn copy_path(id: usize, run: u64, url: &str) -> String {
+    let url = url.replace(':', "%3A").replace('/', "%2F");
+    format!("/copies/k?holder=NODE-{id}&url={url}&run={run}&wait_ms=1000")
+}
+
+/// The body of a join, as the node with that id sends it.
+pub fn join_body(id: u32, run: u64, url: &str, position: Option<u64>) -> String {
+    serde_json::json!({ "id": id, "run": run, "url": url, "position": position }).to_string()
 }
 
 /// Any request to any URL, on a connection of its own.
@@ -78,7 +95,6 @@ pub fn try_call(method: &str, url: &str, headers: Env, body: &[u8]) -> Result<An
 pub struct Raw(BufReader<TcpStream>);
 
 impl Raw {
-    /// Connects to a node.
     pub fn connect(port: u16) -> io::Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(CALL_LIMIT))?;
@@ -86,7 +102,6 @@ impl Raw {
         Ok(Self(BufReader::new(stream)))
     }
 
-    /// Sends bytes as they are.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.0.get_mut().write_all(bytes)
     }
@@ -96,7 +111,6 @@ impl Raw {
         self.0.get_ref().set_read_timeout(Some(limit))
     }
 
-    /// Says that nothing more will be sent.
     pub fn end_sending(&self) -> io::Result<()> {
         self.0.get_ref().shutdown(Shutdown::Write)
     }

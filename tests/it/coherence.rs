@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::harness::{Node, Process, Tree};
+use crate::random::Random;
 
 const KEYS: u64 = 3;
 
@@ -60,18 +61,6 @@ fn find_violation(history: &[Operation]) -> Option<String> {
         let around = stood[..before].last().filter(|zone| first_end < zone.1)?;
         Some(format!("value {value} was seen from {last_beginning:?} to {first_end:?}, while {around:?} stood"))
     })
-}
-
-/// Random numbers enough for a test.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % limit
-    }
 }
 
 /// One client of one node, until the end.

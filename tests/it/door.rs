@@ -1,9 +1,7 @@
 //! Who may ask what, and who is shown the token of the nodes.
 
-use serde_json::json;
-
-use crate::client::{Answer, raw_call};
-use crate::harness::{Env, Node, PROCESS_LIMIT, Process, Tree};
+use crate::client::{Answer, copy_path, join_body, raw_call};
+use crate::harness::{Env, Node, Process, Tree};
 use crate::impostor::Impostor;
 use crate::tree::places;
 
@@ -11,10 +9,6 @@ const TOKEN: &str = "n0b0dy-Knows/This=1";
 
 /// Run of the impostor.
 const RUN: u64 = 7;
-
-fn join_body(id: u32, run: u64, url: &str) -> String {
-    json!({ "id": id, "run": run, "url": url, "position": null }).to_string()
-}
 
 /// A request exactly as it is written here.
 fn ask(node: &Node, method: &str, target: &str, headers: Env, body: &str) -> Answer {
@@ -29,13 +23,11 @@ fn no_spelling_opens_a_call_between_nodes_to_a_stranger() {
     // Two of three places are taken, so that there is one to be had.
     let tree = Tree::start(1, &[("TREE_DEPTH", "2"), ("TREE_TOKEN", TOKEN)]);
     let leaf = tree.start_node(2, &[("TREE_DEPTH", "2"), ("TREE_TOKEN", TOKEN)]);
-    tree.root().put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
+    tree.root().write("k", "1");
     let impostor = Impostor::start(RUN);
-    let join = join_body(3, RUN, &impostor.url());
-    let url = impostor.url().replace(':', "%3A").replace('/', "%2F");
-    let fetch = format!("copies/k?holder=NODE-3&url={url}&run={RUN}&wait_ms=1000");
-    let leaf_run = leaf.get("/").json()["run"].clone();
-    let invalidate = format!("copies/k?run={leaf_run}&level=1");
+    let join = join_body(3, RUN, &impostor.url(), None);
+    let fetch = copy_path(3, RUN, &impostor.url());
+    let invalidate = format!("/copies/k?run={}&level=1", leaf.run());
 
     let strangers: [(u16, Env); 5] = [
         (401, &[]),
@@ -45,7 +37,8 @@ fn no_spelling_opens_a_call_between_nodes_to_a_stranger() {
         (403, &[("Sec-Fetch-Site", "same-origin"), ("Authorization", "Bearer wrong")]),
     ];
     for node in [tree.root(), &leaf] {
-        for (method, path, body) in [("POST", "nodes", join.as_str()), ("GET", &fetch, ""), ("DELETE", &invalidate, "")]
+        for (method, path, body) in
+            [("POST", "nodes", join.as_str()), ("GET", &fetch[1..], ""), ("DELETE", &invalidate[1..], "")]
         {
             for (refused, headers) in strangers {
                 for (start, status) in [
@@ -94,28 +87,27 @@ fn no_spelling_opens_a_call_between_nodes_to_a_stranger() {
     let token = [("Authorization", &*format!("Bearer {TOKEN}"))];
     assert_eq!(ask(tree.root(), "POST", "http://x/nodes", &token, &join).status, 200);
     assert_eq!(places(tree.root()), nodes(3));
-    assert_eq!(ask(tree.root(), "GET", &format!("/{fetch}"), &token, "").status, 200);
-    assert_eq!(ask(&leaf, "DELETE", &format!("/{invalidate}"), &token, "").status, 200);
+    assert_eq!(ask(tree.root(), "GET", &fetch, &token, "").status, 200);
+    assert_eq!(ask(&leaf, "DELETE", &invalidate, &token, "").status, 200);
 }
 
 #[test]
 fn calls_between_nodes_need_the_token_and_no_log_shows_it() {
     let tree = Tree::start(2, &[("TREE_TOKEN", TOKEN), ("RUST_LOG", "trace")]);
-    tree.node(2).put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
-    tree.node(3).get("/store/k").expect(200, r#"{"value":1}"#);
+    tree.node(2).write("k", "1");
+    tree.node(3).expect_value("k", "1");
     // Told with the token, its holder lets go at once.
-    tree.node(2).put("k", "2").expect(200, r#"{"key":"k","value":2}"#);
+    tree.node(2).write("k", "2");
     let told = ["invalidations_sent_total", "silent_holder_waits_total"].map(|name| tree.root().metric(name));
     assert_eq!(told, [1, 0]);
     tree.root().get("/nodes");
 
-    let copy = "/copies/k?holder=NODE-9&url=http%3A%2F%2F127.0.0.1%3A9&run=9&wait_ms=1000";
-    let own = tree.leaf().get("/").json();
-    let join = json!({ "id": 3, "run": own["run"], "url": own["url"], "position": 2 }).to_string();
+    let copy = copy_path(9, 9, "http://127.0.0.1:9");
+    let join = join_body(3, tree.leaf().run(), &tree.leaf().url, Some(2));
     let right = format!("Bearer {TOKEN}");
     for node in [tree.root(), tree.leaf()] {
         for (method, path, body) in
-            [("GET", copy, ""), ("DELETE", "/copies/k?run=9", ""), ("POST", "/nodes", join.as_str())]
+            [("GET", copy.as_str(), ""), ("DELETE", "/copies/k?run=9", ""), ("POST", "/nodes", join.as_str())]
         {
             for wrong in [
                 None,
@@ -134,16 +126,15 @@ fn calls_between_nodes_need_the_token_and_no_log_shows_it() {
                 assert_eq!(answer.header("www-authenticate"), Some("Bearer"));
             }
         }
-        assert_eq!(node.call_with("GET", copy, &[("Authorization", &right)], b"").status, 200);
+        assert_eq!(node.call_with("GET", &copy, &[("Authorization", &right)], b"").status, 200);
     }
     assert_eq!(tree.root().call_with("POST", "/nodes", &[("Authorization", &right)], join.as_bytes()).status, 200);
 
     for (token, rest) in [("0ther-T0ken", [("TREE_TOKEN", "0ther-T0ken")].as_slice()), (TOKEN, &[])] {
         let root_url = tree.root().url.as_str();
         let env = [("TREE_DEPTH", "2"), ("NODE_ID", "3"), ("API_PORT", "0"), ("ROOT_URL", root_url)];
-        let ended = Process::spawn(&[], &[&env, rest].concat()).wait_for_end(PROCESS_LIMIT);
         let line = format!("NODE-3 cannot join at {root_url}: this call needs the token of the nodes (401)");
-        assert_eq!(ended, (Some(1), String::new(), format!("tree-cache: {line}\n")));
+        Process::expect_failure(&[], &[&env, rest].concat(), &line);
         assert!(!line.contains(token));
     }
     for node in &tree.nodes {
@@ -170,7 +161,7 @@ fn the_token_is_shown_only_to_who_showed_it() {
     };
     let token = format!("Bearer {TOKEN}");
     let join = |id, run, url: &str| {
-        let body = join_body(id, run, url);
+        let body = join_body(id, run, url, None);
         tree.root().call_with("POST", "/nodes", &[("Authorization", &token)], body.as_bytes())
     };
 
@@ -186,7 +177,7 @@ fn the_token_is_shown_only_to_who_showed_it() {
     let port = impostor.address.port().to_string();
     let env = [("API_PORT", port.as_str()), ("TREE_TOKEN", TOKEN), ("ROOT_URL", &impostor.url())];
     for (arguments, target) in [(&["health"][..], "/"), (&["show"], "/nodes"), (&["show", &impostor.url()], "/nodes")] {
-        let (code, _, log) = Process::spawn(arguments, &env).wait_for_end(PROCESS_LIMIT);
+        let (code, _, log) = Process::run_to_end(arguments, &env);
         assert_eq!((code, log.as_str()), (Some(0), ""), "{arguments:?}");
         asked_who_it_is(target, &arguments.join(" "));
     }
@@ -207,7 +198,7 @@ fn a_root_that_lost_its_token_is_shown_none_by_those_below_it() {
 
     // Whoever comes now may join, and has the place above NODE-4.
     let impostor = Impostor::start(RUN);
-    let join = json!({ "id": 2, "run": RUN, "url": impostor.url(), "position": 1 }).to_string();
+    let join = join_body(2, RUN, &impostor.url(), Some(1));
     assert_eq!(tree.root().call("POST", "/nodes", join.as_bytes()).status, 200);
     assert_eq!(impostor.heard().len(), 1, "it was asked who it is");
 
@@ -216,10 +207,7 @@ fn a_root_that_lost_its_token_is_shown_none_by_those_below_it() {
     tree.node(4).process.wait_for_log(&warned, 1);
     let answer = tree.node(4).get("/store/k");
     assert_eq!(answer.status, 503, "{}", answer.text());
-    let ended =
-        Process::spawn(&[], &[&env[..], &[("NODE_ID", "5"), ("API_PORT", "0"), ("ROOT_URL", &root_url)]].concat())
-            .wait_for_end(PROCESS_LIMIT);
-    let line = format!("tree-cache: NODE-5 cannot join at {root_url}: {refused} (401)\n");
-    assert_eq!(ended, (Some(1), String::new(), line));
+    let env = [&env[..], &[("NODE_ID", "5"), ("API_PORT", "0"), ("ROOT_URL", &root_url)]].concat();
+    Process::expect_failure(&[], &env, &format!("NODE-5 cannot join at {root_url}: {refused} (401)"));
     assert_eq!(impostor.heard(), [""; 0]);
 }

@@ -2,17 +2,14 @@
 
 use crate::client::{Answer, try_call};
 
-pub use crate::process::{Env, PROCESS_LIMIT, PROGRAM, Process, command, free_ports, load_alone, poll_until};
+pub use crate::process::{Env, PROCESS_LIMIT, PROGRAM, Process, command, free_ports, load_alone, poll_until, signal};
 
 /// A node that has its place.
 pub struct Node {
     /// `NODE-<id>`.
     pub name: String,
-    /// Where it answers.
     pub url: String,
-    /// Where it answers.
     pub port: u16,
-    /// The process.
     pub process: Process,
     env: Vec<(String, String)>,
 }
@@ -59,12 +56,10 @@ impl Node {
         self.process.pause();
     }
 
-    /// Lets a paused node go on.
     pub fn resume(&self) {
         self.process.resume();
     }
 
-    /// `GET path`.
     pub fn get(&self, path: &str) -> Answer {
         self.call("GET", path, b"")
     }
@@ -72,6 +67,18 @@ impl Node {
     /// `PUT /store/{key}` with that value; the key as it stands in the path.
     pub fn put(&self, key: &str, value: &str) -> Answer {
         self.call("PUT", &format!("/store/{key}"), format!(r#"{{"value":{value}}}"#).as_bytes())
+    }
+
+    /// Fails the test unless that value is put. The key is one that needs no percent-encoding.
+    #[track_caller]
+    pub fn write(&self, key: &str, value: &str) {
+        self.put(key, value).expect(200, &format!(r#"{{"key":"{key}","value":{value}}}"#));
+    }
+
+    /// Fails the test unless that value is read.
+    #[track_caller]
+    pub fn expect_value(&self, key: &str, value: &str) {
+        self.get(&format!("/store/{key}")).expect(200, &format!(r#"{{"value":{value}}}"#));
     }
 
     /// `DELETE /store/{key}`.
@@ -91,6 +98,11 @@ impl Node {
         })
     }
 
+    /// The number by which this process is told from others that had or will have its name.
+    pub fn run(&self) -> u64 {
+        self.get("/").json()["run"].as_u64().expect("a number")
+    }
+
     /// The value of a line of `GET /metrics`, named without its prefix.
     pub fn metric(&self, name: &str) -> u64 {
         let answer = self.get("/metrics");
@@ -102,7 +114,6 @@ impl Node {
 
 /// A whole tree. Its nodes are in the order of their ids, and of their positions.
 pub struct Tree {
-    /// The root first.
     pub nodes: Vec<Node>,
 }
 
@@ -125,12 +136,10 @@ impl Tree {
         Node::start(&[env, &[("NODE_ID", &id.to_string()), ("ROOT_URL", &root_url)]].concat())
     }
 
-    /// The node with that id.
     pub fn node(&self, id: usize) -> &Node {
         &self.nodes[id - 1]
     }
 
-    /// The root.
     pub fn root(&self) -> &Node {
         self.node(1)
     }

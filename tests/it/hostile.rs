@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::client::{Raw, raw_call};
 use crate::harness::{Node, PROCESS_LIMIT, PROGRAM, Process, command, load_alone, poll_until};
+use crate::random::Random;
 
 /// How long anybody may have to wait for an answer. A connection that the library has stranded would wait
 /// for ever, and a node that is cured frees one every 20 ms: so this is enough for a hundred of them.
@@ -21,7 +22,7 @@ const GET: &[u8] = b"GET /store/k HTTP/1.1\r\nHost: x\r\n\r\n";
 /// A root alone that holds one key.
 fn start_root() -> Node {
     let root = Node::alone();
-    root.put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
+    root.write("k", "1");
     root
 }
 
@@ -86,7 +87,7 @@ fn a_length_that_cannot_be_meant_is_refused_and_others_are_served_meanwhile() {
     drop(held);
     expect_others_are_served(&root, "absurd lengths let go");
     root.process.expect_alive();
-    root.get("/store/k").expect(200, r#"{"value":1}"#);
+    root.expect_value("k", "1");
 }
 
 #[test]
@@ -180,34 +181,14 @@ fn half_a_request_and_silence_keep_nobody_else_waiting() {
     drop((held, alone));
     // Counted from outside: every request would keep one more idle thread alive for seconds.
     poll_until(PROCESS_LIMIT, "their threads are given back", || root.process.entries_of("task") <= threads + 16);
-    root.get("/store/k").expect(200, r#"{"value":1}"#);
-}
-
-/// A small generator of numbers that look random: the same ones in every run.
-struct XorShift(u64);
-
-impl XorShift {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() >> 33).expect("31 bits fit") % limit
-    }
-
-    fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count).map(|_| self.next().to_le_bytes()[3]).collect()
-    }
+    root.expect_value("k", "1");
 }
 
 #[test]
 fn random_bytes_harm_nobody() {
     let _alone = load_alone();
     let mut root = start_root();
-    let mut random = XorShift(0x2545_F491_4F6C_DD1D);
+    let mut random = Random(0x2545_F491_4F6C_DD1D);
     let starts: [&[u8]; 8] = [
         b"",
         b"GET ",
@@ -219,7 +200,7 @@ fn random_bytes_harm_nobody() {
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ];
     for round in 0..400 {
-        let mut bytes = starts[random.below(starts.len())].to_vec();
+        let mut bytes = random.pick(&starts).to_vec();
         let (line_ends, count) = (random.below(2) == 0, random.below(1500));
         bytes.extend(random.bytes(count));
         if line_ends {
@@ -303,7 +284,7 @@ fn clients_that_never_read_their_answer_keep_nobody_else_waiting() {
     expect_others_are_served(&root, "32 clients that do not read");
     root.process.expect_alive();
     drop(held);
-    root.get("/store/large").expect(200, &format!(r#"{{"value":{large}}}"#));
+    root.expect_value("large", &large);
 }
 
 #[test]
@@ -328,7 +309,7 @@ fn without_descriptors_a_node_answers_again_or_ends_with_an_error() {
         let env = [("API_PORT", "0"), ("TREE_DEPTH", "1")];
         let process = Process::spawn_command(command("sh").args(["-c", &script, PROGRAM]), &env);
         let mut node = Node::wait_for_place(process, &env);
-        node.put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
+        node.write("k", "1");
         let begun = Instant::now();
         let held: Vec<_> = (0..200).filter_map(|_| Raw::connect(node.port).ok()).collect();
         drop(held);

@@ -14,7 +14,6 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 
 /// The stranger; gone when dropped.
 pub struct Impostor {
-    /// Where it listens.
     pub address: SocketAddr,
     heard: Arc<Mutex<Vec<String>>>,
     over: Arc<AtomicBool>,
@@ -48,7 +47,6 @@ impl Impostor {
         Self { address, heard, over, thread: Some(thread) }
     }
 
-    /// Its URL.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::client::Raw;
+use crate::client::{Raw, copy_path};
 use crate::harness::{Node, Tree, load_alone, poll_until};
 
 const FROM_COPY: &str = "reads_total{from=\"copy\"}";
@@ -18,14 +18,14 @@ fn expect_within(took: Duration, least: Duration, most: Duration) {
 fn a_second_read_at_a_leaf_costs_no_message() {
     let tree = Tree::start(3, &[("LEASE_SECONDS", "60")]);
     let leaf = tree.node(4);
-    tree.root().put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
-    leaf.get("/store/k").expect(200, r#"{"value":1}"#);
+    tree.root().write("k", "1");
+    leaf.expect_value("k", "1");
     assert_eq!((leaf.metric(FROM_COPY), leaf.metric("fetches_sent_total")), (0, 1));
     assert_eq!((tree.node(2).metric("grants_total"), tree.root().metric("grants_total")), (1, 1));
     tree.node(2).pause();
     tree.root().pause();
     let asked = Instant::now();
-    leaf.get("/store/k").expect(200, r#"{"value":1}"#);
+    leaf.expect_value("k", "1");
     assert!(asked.elapsed() < Duration::from_secs(1), "nobody was asked");
     assert_eq!((leaf.metric(FROM_COPY), leaf.metric("fetches_sent_total")), (1, 1));
     leaf.get("/store").expect(200, r#"{"k":1}"#);
@@ -36,9 +36,9 @@ fn a_thousand_writes_are_seen_by_every_node_that_held_a_copy() {
     let tree = Tree::start(3, &[("LEASE_SECONDS", "60")]);
     for round in 0..1000 {
         let writer = &tree.nodes[round % 7];
-        writer.put("k", &round.to_string()).expect(200, &format!(r#"{{"key":"k","value":{round}}}"#));
+        writer.write("k", &round.to_string());
         for node in &tree.nodes {
-            node.get("/store/k").expect(200, &format!(r#"{{"value":{round}}}"#));
+            node.expect_value("k", &round.to_string());
         }
     }
     // All six held a copy, each time but the last.
@@ -53,24 +53,24 @@ fn a_dead_inner_node_delays_one_write_by_one_lease_and_its_children_read_on() {
     let second = Duration::from_secs(1);
     tree.root().put("k", "1");
     for id in 4..=5 {
-        tree.node(id).get("/store/k").expect(200, r#"{"value":1}"#);
+        tree.node(id).expect_value("k", "1");
     }
     tree.nodes[1].kill();
     let asked = Instant::now();
-    tree.node(7).put("k", "2").expect(200, r#"{"key":"k","value":2}"#);
+    tree.node(7).write("k", "2");
     expect_within(asked.elapsed(), second, 5 * second);
     assert_eq!(tree.root().metric("silent_holder_waits_total"), 1);
     for id in 4..=5 {
         let asked = Instant::now();
-        tree.node(id).get("/store/k").expect(200, r#"{"value":2}"#);
+        tree.node(id).expect_value("k", "2");
         assert!(asked.elapsed() < second, "a dead parent refuses at once");
     }
     // Its children are the root's holders now, so the next write waits for nobody.
-    tree.root().put("k", "3").expect(200, r#"{"key":"k","value":3}"#);
+    tree.root().write("k", "3");
     assert_eq!(tree.root().metric("silent_holder_waits_total"), 1);
     tree.nodes[1].restart();
     assert_eq!(tree.node(2).get("/").json()["position"], 1);
-    tree.node(2).get("/store/k").expect(200, r#"{"value":3}"#);
+    tree.node(2).expect_value("k", "3");
 }
 
 #[test]
@@ -81,11 +81,11 @@ fn a_paused_parent_costs_one_reader_its_time_limit_and_the_next_one_nothing() {
     }
     tree.node(2).pause();
     let asked = Instant::now();
-    tree.node(4).get("/store/a").expect(200, r#"{"value":1}"#);
+    tree.node(4).expect_value("a", "1");
     expect_within(asked.elapsed(), Duration::from_millis(2400), Duration::from_secs(4));
     for key in ["b", "c"] {
         let asked = Instant::now();
-        tree.node(4).get(&format!("/store/{key}")).expect(200, r#"{"value":1}"#);
+        tree.node(4).expect_value(key, "1");
         assert!(asked.elapsed() < Duration::from_secs(1), "the parent is passed over");
     }
 }
@@ -96,7 +96,7 @@ fn a_thousand_reads_that_wait_for_a_paused_parent_keep_no_hit_waiting() {
     let tree = Tree::start(3, &[("LEASE_SECONDS", "60")]);
     let leaf = tree.node(4);
     tree.root().put("k", "1");
-    leaf.get("/store/k").expect(200, r#"{"value":1}"#);
+    leaf.expect_value("k", "1");
     tree.node(2).pause();
     tree.root().pause();
     let mut waiting: Vec<Raw> = (0..1000).map(|_| Raw::connect(leaf.port).expect("it accepts")).collect();
@@ -106,7 +106,7 @@ fn a_thousand_reads_that_wait_for_a_paused_parent_keep_no_hit_waiting() {
     poll_until(Duration::from_secs(4), "all wait", || leaf.metric("fetches_sent_total") >= 1001);
     let asked = Instant::now();
     for _ in 0..20 {
-        leaf.get("/store/k").expect(200, r#"{"value":1}"#);
+        leaf.expect_value("k", "1");
     }
     let took = asked.elapsed() / 20;
     assert!(took < Duration::from_millis(500), "a hit took {took:?}");
@@ -119,28 +119,28 @@ fn a_thousand_reads_that_wait_for_a_paused_parent_keep_no_hit_waiting() {
 fn a_paused_leaf_never_answers_a_value_from_before_a_write() {
     let tree = Tree::start(2, &[("LEASE_SECONDS", "1")]);
     tree.root().put("k", "1");
-    tree.node(2).get("/store/k").expect(200, r#"{"value":1}"#);
+    tree.node(2).expect_value("k", "1");
     tree.node(2).pause();
-    tree.node(3).put("k", "2").expect(200, r#"{"key":"k","value":2}"#);
+    tree.node(3).write("k", "2");
     tree.node(2).resume();
-    tree.node(2).get("/store/k").expect(200, r#"{"value":2}"#);
+    tree.node(2).expect_value("k", "2");
 }
 
 #[test]
 fn with_the_root_dead_copies_are_answered_until_their_lease_ends() {
     let mut tree = Tree::start(3, &[("LEASE_SECONDS", "3")]);
     tree.root().put("k", "1");
-    tree.node(4).get("/store/k").expect(200, r#"{"value":1}"#);
+    tree.node(4).expect_value("k", "1");
     tree.nodes[0].kill();
-    tree.node(4).get("/store/k").expect(200, r#"{"value":1}"#);
+    tree.node(4).expect_value("k", "1");
     poll_until(Duration::from_secs(10), "the lease ends", || tree.node(4).get("/store/k").status == 503);
     let asked = Instant::now();
     assert_eq!(tree.node(4).get("/store/k").status, 503);
     assert!(asked.elapsed() < Duration::from_secs(2));
     tree.nodes[0].restart();
     let back = Instant::now();
-    tree.node(6).put("k", "2").expect(200, r#"{"key":"k","value":2}"#);
-    tree.node(4).get("/store/k").expect(200, r#"{"value":2}"#);
+    tree.node(6).write("k", "2");
+    tree.node(4).expect_value("k", "2");
     assert!(back.elapsed() < Duration::from_secs(9), "three leases");
 }
 
@@ -153,7 +153,7 @@ fn a_value_with_a_ttl_is_gone_from_every_node_when_it_is_over() {
     let answer = tree.node(7).call("PUT", "/store/k", br#"{"value":1,"ttl":4}"#);
     answer.expect(200, r#"{"key":"k","value":1}"#);
     for node in &tree.nodes {
-        node.get("/store/k").expect(200, r#"{"value":1}"#);
+        node.expect_value("k", "1");
     }
     poll_until(Duration::from_secs(8), "it expires at the root", || tree.root().get("/store/k").status == 404);
     assert!(put.elapsed() >= Duration::from_secs(4), "it lived for {:?}", put.elapsed());
@@ -186,7 +186,7 @@ fn what_has_ended_is_swept_from_every_node() {
         tree.root().put(&key.to_string(), "1");
         tree.node(2).get(&format!("/store/{key}"));
     }
-    tree.node(2).get("/store/199").expect(200, r#"{"value":1}"#);
+    tree.node(2).expect_value("199", "1");
     assert!(tree.node(2).metric("copies") > 0 && tree.root().metric("holders") > 0);
     poll_until(Duration::from_secs(10), "copies and records are swept", || {
         (tree.node(2).metric("copies"), tree.node(2).metric("bytes"), tree.root().metric("holders")) == (0, 0, 0)
@@ -197,30 +197,29 @@ fn what_has_ended_is_swept_from_every_node() {
 #[test]
 fn an_invalidation_for_another_run_is_refused() {
     let tree = Tree::start(2, &[]);
-    let run = tree.node(2).get("/").json()["run"].as_u64().expect("a number");
+    let run = tree.node(2).run();
     let path = |run: u64| format!("/copies/k?run={run}&level=1");
     tree.node(2).call("DELETE", &path(run), b"").expect(200, &format!(r#"{{"run":{run}}}"#));
     tree.node(2).call("DELETE", &path(run + 1), b"").expect_error(409, "NODE-2 is another process now");
-    let root_run = tree.root().get("/").json()["run"].as_u64().expect("a number");
-    tree.root().call("DELETE", &path(root_run), b"").expect_error(409, "NODE-1 is not below the node that sends this");
+    tree.root()
+        .call("DELETE", &path(tree.root().run()), b"")
+        .expect_error(409, "NODE-1 is not below the node that sends this");
 }
 
 #[test]
 fn two_nodes_that_hold_copies_of_each_other_do_not_tell_each_other_for_ever() {
     let tree = Tree::start(2, &[("LEASE_SECONDS", "1")]);
-    tree.root().put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
-    let run = |id| tree.node(id).get("/").json()["run"].as_u64().expect("a number");
+    tree.root().write("k", "1");
     // Each is made to believe that itself and the other hold copies of its own copy.
     for (at, holder) in [(2, 2), (2, 3), (3, 2), (3, 3)] {
-        let url = tree.node(holder).url.replace(':', "%3A").replace('/', "%2F");
-        let path = format!("/copies/k?holder=NODE-{holder}&url={url}&run={}&wait_ms=1000", run(holder));
+        let path = copy_path(holder, tree.node(holder).run(), &tree.node(holder).url);
         assert_eq!(tree.node(at).get(&path).status, 200);
     }
-    tree.root().put("k", "2").expect(200, r#"{"key":"k","value":2}"#);
+    tree.root().write("k", "2");
     let sent = |id| tree.node(id).metric("invalidations_sent_total");
     assert!(sent(2) + sent(3) <= 8, "each asks each a few times at most: {} and {}", sent(2), sent(3));
     for node in &tree.nodes {
-        node.get("/store/k").expect(200, r#"{"value":2}"#);
+        node.expect_value("k", "2");
     }
 }
 

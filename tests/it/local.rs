@@ -4,7 +4,7 @@ use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use crate::client::try_call;
-use crate::harness::{Env, PROCESS_LIMIT, PROGRAM, Process, command, free_ports, poll_until};
+use crate::harness::{Env, PROCESS_LIMIT, PROGRAM, Process, command, free_ports, poll_until, signal};
 
 /// Starts the script. It may be asked to stop (which ends its nodes), while a kill would leave them behind.
 struct Local(Process);
@@ -89,7 +89,7 @@ fn make_local_takes_another_depth_and_root_and_names_a_node_that_dies() {
     let id_of = |child: &u32| std::fs::read(format!("/proc/{child}/environ")).unwrap_or_default();
     let is_node_3 = |child: &u32| id_of(child).split(|byte| *byte == 0).any(|variable| variable == b"NODE_ID=3");
     let child = local.children().into_iter().find(is_node_3).expect("NODE-3 runs");
-    assert!(command("kill").args(["-KILL", &child.to_string()]).status().is_ok_and(|status| status.success()));
+    signal(child, "KILL");
     let line = format!("make local: NODE-3 (process {child}) ended with status 137; the others go on\n");
     poll_until(Duration::from_secs(5), "the dead node is named", || local.0.log().contains(&line));
     assert!(is_listening(base) && is_listening(base + 1) && !is_listening(base + 2));

@@ -16,6 +16,7 @@ mod local;
 mod page;
 mod process;
 mod program;
+mod random;
 mod tree;
 mod wrong_values;
 mod zookeeper;

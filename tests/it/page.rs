@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::browser::Browser;
 use crate::client::try_call;
-use crate::harness::{Node, Process, Tree, command, poll_until};
+use crate::harness::{Node, PROCESS_LIMIT, Process, Tree, command, poll_until};
 
 /// Keys of a keyboard, as `WebDriver` names them.
 const TAB: &str = "\u{e004}";
@@ -16,6 +16,14 @@ const ENTER: &str = "\u{e007}";
 
 /// How long schemathesis may take: it asks about 700 times.
 const DESCRIPTION_LIMIT: Duration = Duration::from_mins(3);
+
+/// A browser that shows the node's page.
+fn look_at(node: &Node) -> Browser {
+    let browser = Browser::open(1100, 900);
+    browser.visit(&node.url);
+    browser.wait_for("h1", &node.name);
+    browser
+}
 
 #[test]
 fn a_browser_gets_the_page_and_everybody_else_json() {
@@ -42,8 +50,7 @@ fn a_browser_gets_the_page_and_everybody_else_json() {
 #[ignore = "needs Chromium: run make test-page"]
 fn seven_nodes_stand_in_their_places_and_the_one_asked_is_marked() {
     let tree = Tree::start(3, &[]);
-    let browser = Browser::open(1100, 900);
-    browser.visit(&tree.node(4).url);
+    let browser = look_at(tree.node(4));
     browser.wait_for("#status", "7 of 7 nodes alive");
     assert_eq!(browser.text("h1"), "tree-cache at NODE-4");
     // The middle of each node: one row for each level, a parent over the middle of its children.
@@ -65,16 +72,14 @@ fn seven_nodes_stand_in_their_places_and_the_one_asked_is_marked() {
         assert!((at(left, 1) + at(right, 1) - 2 * at(above, 1)).abs() <= 2, "{places}");
     }
     assert_eq!(browser.text("#place-3 .here"), "this page");
-    assert_eq!(browser.complaints(), Vec::<String>::new());
+    browser.expect_no_complaint();
 }
 
 #[test]
 #[ignore = "needs Chromium: run make test-page"]
 fn the_form_puts_gets_and_deletes_with_the_keyboard_alone_and_says_what_answered() {
     let tree = Tree::start(2, &[]);
-    let (leaf, browser) = (tree.leaf(), Browser::open(1100, 900));
-    browser.visit(&leaf.url);
-    browser.wait_for("h1", "NODE-3");
+    let (leaf, browser) = (tree.leaf(), look_at(tree.leaf()));
     browser.write("#key", "it's a/ř");
     let number = "123456789012345678901234567890";
     // From the key on to the value, to Get and to Put.
@@ -83,7 +88,7 @@ fn the_form_puts_gets_and_deletes_with_the_keyboard_alone_and_says_what_answered
     browser.wait_for("#curl", &format!("curl -X PUT '{}{path}' -d '{{\"value\":{number}}}'", leaf.url));
     browser.wait_for("#outcome", "200 OK");
     assert_eq!(browser.text("#answer"), format!(r#"{{"key":"it's a/ř","value":{number}}}"#));
-    tree.root().get("/store/it's%20a%2F%C5%99").expect(200, &format!(r#"{{"value":{number}}}"#));
+    tree.root().expect_value("it's%20a%2F%C5%99", number);
 
     // Enter in a field is Get, which harms nothing.
     browser.click("button[value=GET]");
@@ -101,16 +106,14 @@ fn the_form_puts_gets_and_deletes_with_the_keyboard_alone_and_says_what_answered
     browser.click("button[value=GET]");
     browser.wait_for("#outcome", "404 Not Found");
     assert_eq!(browser.text("#answer"), r#"{"detail":"Key not found"}"#);
-    assert_eq!(browser.complaints(), Vec::<String>::new());
+    browser.expect_no_complaint();
 }
 
 #[test]
 #[ignore = "needs Chromium: run make test-page"]
 fn the_curl_line_of_any_key_does_the_same_as_the_form() {
     let root = Node::alone();
-    let browser = Browser::open(1100, 900);
-    browser.visit(&root.url);
-    browser.wait_for("h1", "NODE-1");
+    let browser = look_at(&root);
     for (key, outcome) in [
         ("a/b?c=d#e&f%2F+", "200 OK"),
         ("$(id) `id` \"'\\", "200 OK"),
@@ -132,7 +135,7 @@ fn the_curl_line_of_any_key_does_the_same_as_the_form() {
             command("sh").args(["-c", &format!("{} --silent", line.as_str().expect("text"))]),
             &[],
         );
-        let (code, printed, log) = shell.wait_for_end(Duration::from_secs(20));
+        let (code, printed, log) = shell.wait_for_end(PROCESS_LIMIT);
         assert_eq!((code, log.as_str()), (Some(0), ""), "{line}");
         assert_eq!(serde_json::from_str::<Value>(&printed).ok(), Some(expected), "{line}");
     }
@@ -142,8 +145,7 @@ fn the_curl_line_of_any_key_does_the_same_as_the_form() {
 #[ignore = "needs Chromium: run make test-page"]
 fn a_killed_node_shows_as_lost_and_started_again_as_alive() {
     let mut tree = Tree::start(3, &[]);
-    let browser = Browser::open(1100, 900);
-    browser.visit(&tree.node(4).url);
+    let browser = look_at(tree.node(4));
     browser.wait_for("#status", "7 of 7 nodes alive");
     assert_eq!(browser.text("#changes"), "nothing yet");
     tree.nodes[1].kill();
@@ -156,15 +158,14 @@ fn a_killed_node_shows_as_lost_and_started_again_as_alive() {
     browser.wait_for("#place-1 .state", "alive");
     browser.wait_for("#status", "7 of 7 nodes alive");
     assert!(browser.text("#changes li").ends_with("NODE-2 is alive"));
-    assert_eq!(browser.complaints(), Vec::<String>::new());
+    browser.expect_no_complaint();
 }
 
 #[test]
 #[ignore = "needs Chromium: run make test-page"]
 fn the_page_outlives_its_node_and_the_root() {
     let mut tree = Tree::start(2, &[]);
-    let browser = Browser::open(1100, 900);
-    browser.visit(&tree.node(2).url);
+    let browser = look_at(tree.node(2));
     browser.wait_for("#status", "3 of 3 nodes alive");
     tree.nodes[1].kill();
     browser.wait_for("#status", "no answer from NODE-2 since ");
@@ -175,16 +176,14 @@ fn the_page_outlives_its_node_and_the_root() {
     browser.wait_for("#status", "NODE-2 answers, but not with the tree: could not pass GET /nodes on to the root");
     tree.nodes[0].restart();
     browser.wait_for("#status", "3 of 3 nodes alive");
-    assert_eq!(browser.complaints(), Vec::<String>::new());
+    browser.expect_no_complaint();
 }
 
 #[test]
 #[ignore = "needs Chromium: run make test-page"]
 fn what_users_type_stays_text() {
     let root = Node::alone();
-    let browser = Browser::open(1100, 900);
-    browser.visit(&root.url);
-    browser.wait_for("h1", "NODE-1");
+    let browser = look_at(&root);
     let text = "<img src=x onerror=\"window.hit=1\">";
     browser.write("#key", text);
     browser.write("#value", text);
@@ -194,7 +193,7 @@ fn what_users_type_stays_text() {
     browser.write("#key", &format!("{text}\n"));
     browser.wait_for("#answer", &json!({ "value": text }).to_string());
     assert_eq!(browser.run("return [document.images.length, window.hit ?? null]"), json!([0, null]));
-    assert_eq!(browser.complaints(), Vec::<String>::new());
+    browser.expect_no_complaint();
 
     // And could not be otherwise: the browser refuses to make HTML of it, and to run a script that is not the page's.
     let refused =
@@ -225,9 +224,7 @@ fn nothing_is_wider_than_a_phone() {
 #[ignore = "needs Chromium: run make test-page"]
 fn a_hidden_page_asks_nothing() {
     let root = Node::alone();
-    let browser = Browser::open(1100, 900);
-    browser.visit(&root.url);
-    browser.wait_for("h1", "NODE-1");
+    let browser = look_at(&root);
     let script = "Object.defineProperty(document, 'hidden', { get: () => window.isAway ?? false, configurable: true });
         window.asked = 0; const before = window.fetch; window.fetch = (...all) => { asked += 1; return before(...all) };";
     browser.run(script);
@@ -236,7 +233,7 @@ fn a_hidden_page_asks_nothing() {
     browser.run("window.isAway = true; document.dispatchEvent(new Event('visibilitychange'))");
     poll_until(Duration::from_secs(10), "the page has stopped", || browser.run("return followed") == false);
     let then = asked();
-    root.put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
+    root.write("k", "1");
     browser.run("window.isAway = false; document.dispatchEvent(new Event('visibilitychange'))");
     assert!(asked() <= then + 3);
     browser.wait_for("#counters", "entries\n1");

@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_tree-cache");
 
 /// How long a process may take to start or to end; generous, for the machine may be busy.
@@ -22,10 +21,9 @@ pub const PROCESS_LIMIT: Duration = Duration::from_secs(20);
 /// has memory allocated.
 const KEPT: [&str; 4] = ["PATH", "HOME", "TMPDIR", "MALLOC_ARENA_MAX"];
 
-/// Environment variables and their values.
+/// Environment variables, or headers, and their values.
 pub type Env<'a> = &'a [(&'a str, &'a str)];
 
-/// Polls `holds` until it does.
 pub fn poll_until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + limit;
     while !holds() {
@@ -54,6 +52,12 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env_clear().envs(KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     command
+}
+
+/// Sends a signal to a process, by its name. The command spares us unsafe code.
+pub fn signal(id: u32, name: &str) {
+    let status = command("kill").args([&format!("-{name}"), &id.to_string()]).status();
+    assert!(status.expect("kill can be started").success(), "kill -{name}");
 }
 
 /// A process whose output is collected; killed and reaped when dropped.
@@ -93,6 +97,17 @@ impl Process {
         Self::spawn_command(command(PROGRAM).args(arguments), env)
     }
 
+    /// Starts the program and waits for its end: see [`Process::wait_for_end`].
+    pub fn run_to_end(arguments: &[&str], env: Env) -> (Option<i32>, String, String) {
+        Self::spawn(arguments, env).wait_for_end(PROCESS_LIMIT)
+    }
+
+    /// Fails the test unless the program, started so, fails with that one line and prints nothing.
+    #[track_caller]
+    pub fn expect_failure(arguments: &[&str], env: Env, line: &str) {
+        assert_eq!(Self::run_to_end(arguments, env), (Some(1), String::new(), format!("tree-cache: {line}\n")));
+    }
+
     /// Starts a [`command`].
     pub fn spawn_command(command: &mut Command, env: Env) -> Self {
         command.envs(env.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -102,7 +117,6 @@ impl Process {
         Self { child, stdout, stderr }
     }
 
-    /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -138,12 +152,10 @@ impl Process {
         self.log()
     }
 
-    /// Whether it has not ended yet.
     pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().expect("it is our child").is_none()
     }
 
-    /// Fails the test if the process has ended.
     pub fn expect_alive(&mut self) {
         if let Some(status) = self.child.try_wait().expect("it is our child") {
             self.hear_out();
@@ -178,10 +190,9 @@ impl Process {
         }
     }
 
-    /// Sends a signal by its name, such as `STOP`. The command spares us unsafe code.
+    /// Sends a signal by its name, such as `STOP`.
     pub fn signal(&self, name: &str) {
-        let status = command("kill").args([&format!("-{name}"), &self.id().to_string()]).status();
-        assert!(status.expect("kill can be started").success(), "kill -{name}");
+        signal(self.id(), name);
     }
 
     /// Stops the process where it stands, all its threads: a signal that was sent is not yet heeded.
@@ -197,7 +208,6 @@ impl Process {
         });
     }
 
-    /// Lets a paused process go on.
     pub fn resume(&self) {
         self.signal("CONT");
     }

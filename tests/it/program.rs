@@ -3,30 +3,27 @@
 use std::net::TcpListener;
 
 use crate::client::try_call;
-use crate::harness::{Node, PROCESS_LIMIT, Process, Tree, free_ports};
+use crate::harness::{Node, Process, Tree, free_ports};
 use crate::wrong_values::WRONG_VALUES;
 
 #[test]
 fn a_wrong_value_ends_the_program_with_one_line_that_says_what_is_allowed() {
     for (variable, allowed, values) in WRONG_VALUES {
         for value in *values {
-            let ended = Process::spawn(&[], &[("API_PORT", "0"), (*variable, *value)]).wait_for_end(PROCESS_LIMIT);
-            let line = format!("tree-cache: {variable}={value:?}: must be {allowed}\n");
-            assert_eq!(ended, (Some(1), String::new(), line));
+            let line = format!("{variable}={value:?}: must be {allowed}");
+            Process::expect_failure(&[], &[("API_PORT", "0"), (*variable, *value)], &line);
         }
     }
     // A secret is not shown, even when it is a wrong one.
-    let ended = Process::spawn(&[], &[("API_PORT", "0"), ("TREE_TOKEN", "two words")]).wait_for_end(PROCESS_LIMIT);
-    let line = "tree-cache: TREE_TOKEN=\"…\": must be visible ASCII characters without a space\n";
-    assert_eq!(ended, (Some(1), String::new(), line.to_owned()));
+    let line = "TREE_TOKEN=\"…\": must be visible ASCII characters without a space";
+    Process::expect_failure(&[], &[("API_PORT", "0"), ("TREE_TOKEN", "two words")], line);
 }
 
 #[test]
 fn a_taken_port_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
     let address = taken.local_addr().expect("it is bound");
-    let ended = Process::spawn(&[], &[("API_PORT", &address.port().to_string())]).wait_for_end(PROCESS_LIMIT);
-    let (code, printed, log) = ended;
+    let (code, printed, log) = Process::run_to_end(&[], &[("API_PORT", &address.port().to_string())]);
     assert_eq!((code, printed.as_str(), log.lines().count()), (Some(1), "", 1));
     assert!(log.starts_with(&format!("tree-cache: could not listen on {address}: Address already in use")), "{log}");
 }
@@ -34,7 +31,7 @@ fn a_taken_port_is_named() {
 #[test]
 fn other_arguments_are_answered_with_the_usage() {
     for arguments in [&["start"][..], &["--help"], &["health", "x"], &["show", "a", "b"], &[""]] {
-        let ended = Process::spawn(arguments, &[("API_PORT", "0")]).wait_for_end(PROCESS_LIMIT);
+        let ended = Process::run_to_end(arguments, &[("API_PORT", "0")]);
         let usage = "usage: tree-cache [health | show [URL]]\n";
         assert_eq!(ended, (Some(2), String::new(), usage.to_owned()), "{arguments:?}");
     }
@@ -52,14 +49,12 @@ fn a_root_alone_prints_its_line_and_nothing_else() {
 fn health_is_the_exit_code() {
     let mut node = Node::start(&[]);
     let port = node.port.to_string();
-    let health = || Process::spawn(&["health"], &[("API_PORT", &port)]).wait_for_end(PROCESS_LIMIT);
-    assert_eq!(health(), (Some(0), String::new(), String::new()));
+    let env = [("API_PORT", port.as_str())];
+    assert_eq!(Process::run_to_end(&["health"], &env), (Some(0), String::new(), String::new()));
     node.pause();
-    let line = |cause: &str| format!("tree-cache: no node at {}: {cause}\n", node.url);
-    assert_eq!(health(), (Some(1), String::new(), line("no answer within 2.0s")));
-    let refused = line("connection refused");
+    Process::expect_failure(&["health"], &env, &format!("no node at {}: no answer within 2.0s", node.url));
     node.kill();
-    assert_eq!(health(), (Some(1), String::new(), refused));
+    Process::expect_failure(&["health"], &env, &format!("no node at {}: connection refused", node.url));
 }
 
 #[test]
@@ -72,19 +67,14 @@ fn show_draws_the_tree() {
         "4 of 7 nodes, depth 3\nNODE-1  {root}\n├── NODE-2  {first}\n│   ├── NODE-4  {third}\n│   └── (free)\n└── NODE-3  {second}\n"
     );
     for url in [root, &format!("{root}/")] {
-        let ended = Process::spawn(&["show", url], &[]).wait_for_end(PROCESS_LIMIT);
-        assert_eq!(ended, (Some(0), drawn.clone(), String::new()));
+        assert_eq!(Process::run_to_end(&["show", url], &[]), (Some(0), drawn.clone(), String::new()));
     }
-    let ended = Process::spawn(&["show"], &[("ROOT_URL", root)]).wait_for_end(PROCESS_LIMIT);
-    assert_eq!(ended, (Some(0), drawn, String::new()));
+    assert_eq!(Process::run_to_end(&["show"], &[("ROOT_URL", root)]), (Some(0), drawn, String::new()));
 
     let nobody = format!("http://127.0.0.1:{}", free_ports(1));
-    let ended = Process::spawn(&["show", &nobody], &[]).wait_for_end(PROCESS_LIMIT);
-    let line = format!("tree-cache: could not ask for the tree at {nobody}: connection refused\n");
-    assert_eq!(ended, (Some(1), String::new(), line));
-    let ended = Process::spawn(&["show", "nonsense"], &[]).wait_for_end(PROCESS_LIMIT);
-    let line = "tree-cache: \"nonsense\" is not a URL of the form http://host:port\n";
-    assert_eq!(ended, (Some(1), String::new(), line.to_owned()));
+    let line = format!("could not ask for the tree at {nobody}: connection refused");
+    Process::expect_failure(&["show", &nobody], &[], &line);
+    Process::expect_failure(&["show", "nonsense"], &[], "\"nonsense\" is not a URL of the form http://host:port");
 }
 
 #[test]
@@ -118,7 +108,7 @@ fn the_log_level_is_obeyed() {
 #[test]
 fn show_draws_the_same_tree_from_any_node() {
     let tree = Tree::start(2, &[]);
-    let show = |url: &str| Process::spawn(&["show", url], &[]).wait_for_end(PROCESS_LIMIT);
+    let show = |url: &str| Process::run_to_end(&["show", url], &[]);
     let (code, drawn, _) = show(&tree.leaf().url);
     assert_eq!((code, &drawn), (Some(0), &show(&tree.root().url).1));
     assert!(drawn.starts_with("3 of 3 nodes, depth 2\nNODE-1  http://"), "{drawn}");

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::client::{Answer, try_call};
+use crate::client::{Answer, copy_path, join_body, try_call};
 use crate::harness::{Node, PROCESS_LIMIT, Process, Tree, free_ports, poll_until};
 
 /// Position and name of every node that the root knows.
@@ -16,9 +16,8 @@ pub fn places(root: &Node) -> Vec<(u64, String)> {
 }
 
 /// A join that no node sent.
-fn join(root: &Node, id: u32, run: &Value, url: &str) -> Answer {
-    let body = json!({ "id": id, "run": run, "url": url, "position": null }).to_string();
-    root.call("POST", "/nodes", body.as_bytes())
+fn join(root: &Node, id: u32, run: u64, url: &str) -> Answer {
+    root.call("POST", "/nodes", join_body(id, run, url, None).as_bytes())
 }
 
 #[test]
@@ -66,35 +65,31 @@ fn a_node_that_is_started_before_the_root_waits_for_it() {
         ("PUT", "/store/k"),
         ("DELETE", "/store/k"),
         ("GET", "/nodes"),
-        ("GET", "/copies/k?holder=NODE-3&url=http%3A%2F%2F127.0.0.1%3A9&run=3&wait_ms=1000"),
+        ("GET", &copy_path(3, 3, "http://127.0.0.1:9")),
     ] {
-        let answer = call(method, path);
-        answer.expect_error(503, "not joined yet");
-        assert_eq!(answer.header("retry-after"), Some("1"), "{method} {path}");
+        call(method, path).expect_retry("not joined yet");
     }
     // Whoever was told to join here, perhaps this node itself, would wait in vain.
     let own = [("NODE_ID", "3"), ("ROOT_URL", node_url.as_str())];
-    let ended = Process::spawn(&[], &own).wait_for_end(PROCESS_LIMIT);
+    let ended = Process::run_to_end(&[], &own);
     let refused = format!("tree-cache: NODE-3 cannot join at {node_url}: NODE-2 is not the root (409)\n");
     assert_eq!((ended.0, ended.2), (Some(1), refused));
-    let ended = Process::spawn(&["health"], &env).wait_for_end(PROCESS_LIMIT);
-    let refused = format!("tree-cache: the node at {node_url} has not joined yet\n");
-    assert_eq!(ended, (Some(1), String::new(), refused));
+    Process::expect_failure(&["health"], &env, &format!("the node at {node_url} has not joined yet"));
 
     assert_eq!(process.printed(), "", "nothing is said before there is a place");
     let root = Node::start(&[("API_PORT", &root_port)]);
     let node = Node::wait_for_place(process, &env);
     assert_eq!((node.name.as_str(), node.url.as_str()), ("NODE-2", node_url.as_str()));
-    assert_eq!(Process::spawn(&["health"], &env).wait_for_end(PROCESS_LIMIT), (Some(0), String::new(), String::new()));
+    assert_eq!(Process::run_to_end(&["health"], &env), (Some(0), String::new(), String::new()));
     assert_eq!(places(&root).len(), 2);
 }
 
 #[test]
 fn a_node_that_comes_again_has_its_old_place() {
     let mut tree = Tree::start(2, &[("NODE_ID", "1")]);
-    let (root_url, url, run) = (tree.root().url.clone(), tree.node(2).url.clone(), tree.node(2).get("/").json());
+    let (root_url, url, run) = (tree.root().url.clone(), tree.node(2).url.clone(), tree.node(2).run());
     // The same process: a repeat.
-    join(tree.root(), 2, &run["run"], &url).expect(
+    join(tree.root(), 2, run, &url).expect(
         200,
         &format!(
             r#"{{"position":1,"path":["NODE-1","NODE-2"],"ancestors":[{{"name":"NODE-1","url":"{root_url}"}}],"children":[],"lease_ms":5000}}"#
@@ -105,7 +100,7 @@ fn a_node_that_comes_again_has_its_old_place() {
     tree.nodes[1].kill();
     let reborn = tree.start_node(2, &[("TREE_DEPTH", "2"), ("API_PORT", &free_ports(1).to_string())]);
     assert_ne!(reborn.url, url);
-    assert_ne!(reborn.get("/").json()["run"], run["run"]);
+    assert_ne!(reborn.run(), run);
     assert_eq!(reborn.get("/").json()["position"], 1);
     assert_eq!(places(tree.root()), expected);
     tree.nodes[1] = reborn;
@@ -120,12 +115,9 @@ fn a_second_process_with_a_living_nodes_id_ends_and_the_first_goes_on() {
     let tree = Tree::start(2, &[]);
     let (root, first) = (tree.root(), tree.node(2));
     let env = [("TREE_DEPTH", "2"), ("NODE_ID", "2"), ("API_PORT", "0"), ("ROOT_URL", &root.url)];
-    let ended = Process::spawn(&[], &env).wait_for_end(PROCESS_LIMIT);
-    let line =
-        format!("tree-cache: NODE-2 cannot join at {}: another NODE-2 is alive at {} (409)\n", root.url, first.url);
-    assert_eq!(ended, (Some(1), String::new(), line));
-    join(root, 2, &json!(1), "http://127.0.0.1:9")
-        .expect_error(409, &format!("another NODE-2 is alive at {}", first.url));
+    let refused = format!("another NODE-2 is alive at {}", first.url);
+    Process::expect_failure(&[], &env, &format!("NODE-2 cannot join at {}: {refused} (409)", root.url));
+    join(root, 2, 1, "http://127.0.0.1:9").expect_error(409, &refused);
     first.get("/store/k").expect_error(404, "Key not found");
     assert_eq!(root.get("/nodes").json()["nodes"][1]["url"], first.url);
 }
@@ -136,11 +128,9 @@ fn an_id_beyond_the_tree_ends_the_node_with_one_line() {
     let root = tree.root();
     // Its own configuration allows the id; the root's does not.
     let env = [("TREE_DEPTH", "3"), ("NODE_ID", "4"), ("API_PORT", "0"), ("ROOT_URL", &root.url)];
-    let ended = Process::spawn(&[], &env).wait_for_end(PROCESS_LIMIT);
     let refused = "no place for NODE-4: the ids of this tree are 1 to 3";
-    let line = format!("tree-cache: NODE-4 cannot join at {}: {refused} (400)\n", root.url);
-    assert_eq!(ended, (Some(1), String::new(), line));
-    join(root, 4, &json!(1), "http://127.0.0.1:9").expect_error(400, refused);
+    Process::expect_failure(&[], &env, &format!("NODE-4 cannot join at {}: {refused} (400)", root.url));
+    join(root, 4, 1, "http://127.0.0.1:9").expect_error(400, refused);
     assert_eq!(places(root).len(), 3);
 }
 
@@ -148,12 +138,9 @@ fn an_id_beyond_the_tree_ends_the_node_with_one_line() {
 fn a_node_that_the_root_cannot_reach_gets_no_place() {
     let tree = Tree::start(1, &[("TREE_DEPTH", "2")]);
     let nobody = format!("http://127.0.0.1:{}", free_ports(1));
-    let answer = join(tree.root(), 2, &json!(1), &nobody);
-    answer.expect_error(503, &format!("cannot reach you at {nobody}"));
-    assert_eq!(answer.header("retry-after"), Some("1"));
+    join(tree.root(), 2, 1, &nobody).expect_retry(&format!("cannot reach you at {nobody}"));
     let stranger = Node::start(&[]);
-    let answer = join(tree.root(), 2, &json!(1), &stranger.url);
-    answer.expect_error(503, &format!("cannot reach you at {}", stranger.url));
+    join(tree.root(), 2, 1, &stranger.url).expect_retry(&format!("cannot reach you at {}", stranger.url));
     assert_eq!(places(tree.root()).len(), 1);
     // Why, only the root's log says: else whoever may join could have the root look at any URL.
     for (url, cause) in [(&nobody, "connection refused"), (&stranger.url, "another process answers there")] {
@@ -167,7 +154,7 @@ fn a_root_that_comes_back_learns_its_tree_from_those_who_live() {
     let mut tree = Tree::start(3, &[]);
     let before = places(tree.root());
     assert_eq!(before.len(), 7);
-    tree.root().put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
+    tree.root().write("k", "1");
     tree.nodes[0].restart();
     poll_until(Duration::from_secs(5), "the root knows all seven at their old places", || {
         places(tree.root()) == before
@@ -176,21 +163,21 @@ fn a_root_that_comes_back_learns_its_tree_from_those_who_live() {
     assert!(listing["nodes"].as_array().expect("a list").iter().all(|node| node["alive"] == true), "{listing}");
     // What it held is gone: that is what a cache's root does.
     tree.root().get("/store/k").expect_error(404, "Key not found");
-    tree.leaf().put("k", "2").expect(200, r#"{"key":"k","value":2}"#);
-    tree.node(4).get("/store/k").expect(200, r#"{"value":2}"#);
+    tree.leaf().write("k", "2");
+    tree.node(4).expect_value("k", "2");
 }
 
 #[test]
 fn a_lost_node_is_listed_as_lost_and_passed_over_by_reads() {
     let mut tree = Tree::start(3, &[]);
-    tree.root().put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
+    tree.root().write("k", "1");
     tree.nodes[1].kill();
-    tree.node(4).get("/store/k").expect(200, r#"{"value":1}"#);
+    tree.node(4).expect_value("k", "1");
     assert_eq!(tree.node(4).metric("fetches_sent_total"), 2, "one to its dead parent, one to the root");
     poll_until(Duration::from_secs(8), "NODE-2 is lost", || {
         tree.root().get("/nodes").json()["nodes"][1]["alive"] == false
     });
-    let (_, shown, _) = Process::spawn(&["show", &tree.root().url], &[]).wait_for_end(PROCESS_LIMIT);
+    let (_, shown, _) = Process::run_to_end(&["show", &tree.root().url], &[]);
     let line = shown.lines().find(|line| line.contains("NODE-2")).expect("NODE-2 is shown");
     assert!(line.contains("  lost for "), "{line}");
     assert_eq!(shown.matches("lost").count(), 1, "{shown}");
@@ -199,7 +186,7 @@ fn a_lost_node_is_listed_as_lost_and_passed_over_by_reads() {
 #[test]
 fn with_the_root_paused_nothing_hangs() {
     let tree = Tree::start(3, &[("LEASE_SECONDS", "1")]);
-    tree.root().put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
+    tree.root().write("k", "1");
     let root_url = &tree.root().url;
     tree.root().pause();
     thread::scope(|scope| {
@@ -207,7 +194,7 @@ fn with_the_root_paused_nothing_hangs() {
             let begun = Instant::now();
             let answer = tree.leaf().get("/store/unread");
             let took = begun.elapsed();
-            let detail = answer.json()["detail"].as_str().map(str::to_owned).expect("a text");
+            let detail = answer.detail();
             assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
             assert!(detail.starts_with(&format!("could not fetch \"unread\" from NODE-3 at {}: ", tree.node(3).url)));
             assert!(detail.contains(&format!("; from NODE-1 at {root_url}: no answer within ")), "{detail}");
@@ -219,10 +206,9 @@ fn with_the_root_paused_nothing_hangs() {
                 let begun = Instant::now();
                 let answer = tree.leaf().call(method, "/store/k", body);
                 let took = begun.elapsed();
-                answer.expect_error(503, &format!(
+                answer.expect_retry(&format!(
                     "could not pass {method} /store/k on to the root at {root_url}: no answer within 4.0s; whether it was applied is unknown"
                 ));
-                assert_eq!(answer.header("retry-after"), Some("1"));
                 // Three seconds, which a young root may wait, and one more.
                 assert!(took < Duration::from_secs(5), "a {method} took {took:?}");
             });
@@ -233,7 +219,7 @@ fn with_the_root_paused_nothing_hangs() {
     tree.root().resume();
     // Of another key: the writes that were given up on may still be applied, in any order.
     poll_until(Duration::from_secs(5), "the tree works again", || tree.leaf().put("other", "3").status == 200);
-    tree.node(4).get("/store/other").expect(200, r#"{"value":3}"#);
+    tree.node(4).expect_value("other", "3");
 }
 
 #[test]
@@ -245,17 +231,16 @@ fn with_the_root_dead_reads_and_writes_say_so_at_once() {
         let begun = Instant::now();
         let answer = node.get("/store/k");
         assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
-        let detail = answer.json()["detail"].as_str().map(str::to_owned).expect("a text");
+        let detail = answer.detail();
         assert!(detail.starts_with("could not fetch \"k\" from "), "{detail}");
         assert!(detail.ends_with(&format!("from NODE-1 at {root_url}: connection refused")), "{detail}");
         assert!(begun.elapsed() < Duration::from_secs(2), "a read took {:?}", begun.elapsed());
         for (method, body) in [("PUT", &br#"{"value":2}"#[..]), ("DELETE", b"")] {
             let begun = Instant::now();
             let answer = node.call(method, "/store/k", body);
-            answer.expect_error(503, &format!(
+            answer.expect_retry(&format!(
                 "could not pass {method} /store/k on to the root at {root_url}: connection refused; it was not applied"
             ));
-            assert_eq!(answer.header("retry-after"), Some("1"));
             assert!(begun.elapsed() < Duration::from_secs(2), "a {method} took {:?}", begun.elapsed());
         }
         let answer = node.get("/nodes");
@@ -273,7 +258,7 @@ fn sixteen_clients_write_at_a_leaf_without_an_error() {
             scope.spawn(move || {
                 for number in 0..40 {
                     let key = format!("{client}-{number}");
-                    tree.leaf().put(&key, "1").expect(200, &format!(r#"{{"key":"{key}","value":1}}"#));
+                    tree.leaf().write(&key, "1");
                 }
             });
         }
@@ -284,7 +269,7 @@ fn sixteen_clients_write_at_a_leaf_without_an_error() {
 #[test]
 fn only_the_root_takes_a_join() {
     let tree = Tree::start(2, &[]);
-    join(tree.leaf(), 3, &json!(1), "http://127.0.0.1:9").expect_error(409, "NODE-3 is not the root");
-    join(tree.root(), 2, &json!(1), "file:///etc/passwd")
+    join(tree.leaf(), 3, 1, "http://127.0.0.1:9").expect_error(409, "NODE-3 is not the root");
+    join(tree.root(), 2, 1, "file:///etc/passwd")
         .expect_error(422, "url=\"file:///etc/passwd\" is not a URL of the form http://host:port");
 }

@@ -4,15 +4,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::server::{Server, all, child_table, expect_lines, wait_for_standing};
+use super::server::{Server, all, child_table, expect_lines, start_registered, wait_for_standing};
 use crate::client::try_call;
 use crate::harness::{Node, Process, Tree, free_ports, poll_until};
 use crate::impostor::Impostor;
 
 /// Seven registered nodes, all killed.
 fn seven_that_were_killed(server: &Server) -> Tree {
-    let mut tree = Tree::start(3, &[("ZOOKEEPER", &server.address())]);
-    wait_for_standing(&all(&tree), "registered");
+    let mut tree = start_registered(3, &[("ZOOKEEPER", &server.address())]);
     tree.nodes.iter_mut().for_each(Node::kill);
     tree
 }
@@ -37,8 +36,8 @@ fn a_root_alone_has_its_tree_and_whoever_comes_back_has_its_old_place() {
     assert_eq!(child_table(tree.root()), taken(|_| true));
     wait_for_standing(&all(&tree), "registered");
     server.expect_tree(&all(&tree));
-    tree.leaf().put("colour", r#""teal""#).expect(200, r#"{"key":"colour","value":"teal"}"#);
-    tree.node(4).get("/store/colour").expect(200, r#"{"value":"teal"}"#);
+    tree.leaf().write("colour", r#""teal""#);
+    tree.node(4).expect_value("colour", r#""teal""#);
 }
 
 #[test]
@@ -46,8 +45,7 @@ fn a_root_alone_has_its_tree_and_whoever_comes_back_has_its_old_place() {
 fn a_tree_of_another_depth_or_root_is_deleted_and_replaced() {
     let server = Server::start();
     let address = server.address();
-    let mut tree = Tree::start(2, &[("ZOOKEEPER", &address)]);
-    wait_for_standing(&all(&tree), "registered");
+    let mut tree = start_registered(2, &[("ZOOKEEPER", &address)]);
     tree.nodes.iter_mut().for_each(Node::kill);
 
     let mut root = Node::start(&[("ZOOKEEPER", &address)]);
@@ -69,8 +67,7 @@ fn a_tree_of_another_depth_or_root_is_deleted_and_replaced() {
 #[ignore = "needs ZooKeeper: run make test"]
 fn a_tree_that_contradicts_itself_is_written_again_by_those_who_live() {
     let server = Server::start();
-    let mut tree = Tree::start(3, &[("ZOOKEEPER", &server.address()), ("LEASE_SECONDS", "1")]);
-    wait_for_standing(&all(&tree), "registered");
+    let mut tree = start_registered(3, &[("ZOOKEEPER", &server.address()), ("LEASE_SECONDS", "1")]);
     tree.nodes[0].kill();
     server.ask(&[r#"create /tree-cache/tree/NODE-1/NODE-9 {"id":9,"url":"http://h","run":1,"position":2}"#]);
     tree.nodes[0].restart();
@@ -134,8 +131,7 @@ fn a_znode_that_cannot_be_read_is_ignored() {
 #[ignore = "needs ZooKeeper: run make test"]
 fn whoever_can_write_to_zookeeper_is_not_a_node_for_that() {
     let server = Server::start();
-    let mut tree = Tree::start(3, &[("ZOOKEEPER", &server.address()), ("TREE_TOKEN", "n0b0dy-Knows")]);
-    wait_for_standing(&all(&tree), "registered");
+    let mut tree = start_registered(3, &[("ZOOKEEPER", &server.address()), ("TREE_TOKEN", "n0b0dy-Knows")]);
     tree.nodes.iter_mut().for_each(Node::kill);
     let impostor = Impostor::start(7);
     let planted = format!(r#"{{"id":2,"url":"{}","run":7,"position":1}}"#, impostor.url());
@@ -150,8 +146,8 @@ fn whoever_can_write_to_zookeeper_is_not_a_node_for_that() {
     let listed = tree.root().get("/nodes").json()["nodes"][1].clone();
     assert_eq!((&listed["name"], &listed["url"], &listed["alive"]), (&json!("NODE-2"), &json!(null), &json!(false)));
     tree.node(4).get("/store/k").expect_error(404, "Key not found");
-    tree.node(4).put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
-    tree.node(4).get("/store/k").expect(200, r#"{"value":1}"#);
+    tree.node(4).write("k", "1");
+    tree.node(4).expect_value("k", "1");
 
     // The true one has its place, whoever else is said to have it.
     tree.nodes[1].restart();

@@ -1,7 +1,7 @@
 //! What a tree that works writes into ZooKeeper.
 
-use super::server::{REGISTER_LIMIT, Server, all, standing, wait_for_standing};
-use crate::harness::{Node, Tree, free_ports, poll_until};
+use super::server::{REGISTER_LIMIT, Server, all, standing, start_registered, wait_for_standing};
+use crate::harness::{Node, free_ports, poll_until};
 
 #[test]
 #[ignore = "needs ZooKeeper: run make test"]
@@ -9,8 +9,7 @@ fn seven_nodes_are_in_the_tree_and_live_and_a_killed_one_lives_no_more() {
     let server = Server::start();
     // The first server of the two answers never.
     let servers = format!("127.0.0.1:{},localhost:{}", free_ports(1), server.port);
-    let mut tree = Tree::start(3, &[("ZOOKEEPER", &servers)]);
-    wait_for_standing(&all(&tree), "registered");
+    let mut tree = start_registered(3, &[("ZOOKEEPER", &servers)]);
     server.expect_tree(&all(&tree));
     let shape = server.ask(&["get /tree-cache/tree"]);
     assert!(shape.contains(r#"{"depth":3,"root_id":1}"#), "{shape}");
@@ -29,8 +28,7 @@ fn seven_nodes_are_in_the_tree_and_live_and_a_killed_one_lives_no_more() {
 #[ignore = "needs ZooKeeper: run make test"]
 fn znodes_that_are_deleted_or_overwritten_come_back() {
     let server = Server::start();
-    let tree = Tree::start(2, &[("ZOOKEEPER", &server.address())]);
-    wait_for_standing(&all(&tree), "registered");
+    let tree = start_registered(2, &[("ZOOKEEPER", &server.address())]);
     server.ask(&[
         "set /tree-cache/tree/NODE-1/NODE-2 x",
         "delete /tree-cache/tree/NODE-1/NODE-3",

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{Node, Process, Tree, command, free_ports, poll_until};
+use crate::harness::{Env, Node, Process, Tree, command, free_ports, poll_until};
 
 /// How long a node may take to be registered once ZooKeeper is there.
 pub const REGISTER_LIMIT: Duration = Duration::from_secs(15);
@@ -21,7 +21,6 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/zookeeper/se
 
 /// A server with a port and a directory of its own; both are kept when it is killed and started again.
 pub struct Server {
-    /// Where it serves.
     pub port: u16,
     dir: PathBuf,
     settings: &'static str,
@@ -92,7 +91,6 @@ impl Server {
         self.process.as_ref().expect("it runs").pause();
     }
 
-    /// Lets it go on.
     pub fn resume(&self) {
         self.process.as_ref().expect("it runs").resume();
     }
@@ -162,7 +160,13 @@ pub fn standing(node: &Node) -> String {
     node.get("/").json()["zookeeper"].as_str().expect("it says so").to_owned()
 }
 
-/// Waits until all nodes stand so.
+/// Starts a tree and waits until all of it is registered.
+pub fn start_registered(depth: u32, env: Env) -> Tree {
+    let tree = Tree::start(depth, env);
+    wait_for_standing(&all(&tree), "registered");
+    tree
+}
+
 pub fn wait_for_standing(nodes: &[&Node], expected: &str) {
     poll_until(REGISTER_LIMIT, &format!("all nodes are {expected:?}"), || {
         nodes.iter().all(|node| standing(node) == expected)
@@ -176,7 +180,6 @@ pub fn expect_lines(node: &Node, text: &str, count: usize) {
     assert_eq!(log.lines().filter(|line| line.contains(text)).count(), count, "{text:?} in {log}");
 }
 
-/// The nodes of a tree.
 pub fn all(tree: &Tree) -> Vec<&Node> {
     tree.nodes.iter().collect()
 }
