@@ -14,9 +14,6 @@ mod node;
 mod protocol;
 mod show;
 mod tree;
-#[cfg(test)]
-#[path = "../tests/it/wrong_values.rs"]
-mod wrong_values;
 mod zookeeper;
 
 use std::io::Write;
@@ -26,7 +23,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use config::Config;
-use http::client::Peer;
+use http::client::Client;
 use http::pool::Pool;
 use http::{api, sentinel, server};
 use node::{Node, join};
@@ -42,8 +39,12 @@ fn main() -> ExitCode {
         ["health"] => health(),
         ["show"] => show::show(None),
         ["show", url] => show::show(Some(url)),
+        ["--version"] => {
+            println!("tree-cache {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
         _ => {
-            eprintln!("usage: tree-cache [health | show [URL]]");
+            eprintln!("usage: tree-cache [health | show [URL] | --version]");
             return ExitCode::from(2);
         }
     };
@@ -58,7 +59,7 @@ fn main() -> ExitCode {
 
 /// Runs this node until something ends it.
 fn run() -> Result<(), String> {
-    let config = Config::from_env().map_err(|error| error.to_string())?;
+    let config = Config::from_env()?;
     start_log(&config);
     // A connection takes two descriptors, and the usual 1,024 are soon gone. Where more may not be had, so be it.
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
@@ -75,15 +76,12 @@ fn run() -> Result<(), String> {
     let max_value_bytes = config.max_value_bytes;
     let pool = Pool::new();
     let node = Arc::new(Node::new(config, address, Arc::clone(&pool)));
-    let handler = {
-        let node = Arc::clone(&node);
-        Arc::new(move |incoming: &server::Incoming| api::handle(&node, incoming))
-    };
+    let served = Arc::clone(&node);
+    let handler = move |incoming: Result<server::Incoming, _>| api::handle(&served, incoming);
     let (fatal, ended) = mpsc::channel();
     let server_fatal = fatal.clone();
-    // If nobody listens, the process is ending already.
     let report = move |error| drop(server_fatal.send(error));
-    server::serve(listener, max_value_bytes, pool, handler, report)
+    server::serve(listener, max_value_bytes, pool, Arc::new(handler), report)
         .map_err(|error| format!("could not serve {address}: {error}"))?;
 
     let swept = Arc::clone(&node);
@@ -131,9 +129,9 @@ fn start_log(config: &Config) {
 
 /// Exits with 0 if the node of this configuration runs and has its place.
 fn health() -> Result<(), String> {
-    let config = Config::from_env().map_err(|error| error.to_string())?;
+    let config = Config::from_env()?;
     let url = format!("http://{}", sentinel::reachable(SocketAddr::new(config.bind_addr, config.api_port)));
-    match Peer::new(None).ask_identity(&url, HEALTH_LIMIT) {
+    match Client::new(None).ask_identity(&url, HEALTH_LIMIT) {
         Ok(identity) if identity.joined => Ok(()),
         Ok(_) => Err(format!("the node at {url} has not joined yet")),
         Err(error) => Err(format!("no node at {url}: {error}")),

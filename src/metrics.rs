@@ -1,108 +1,110 @@
 //! What a node counts, for `GET /metrics`. Counters only grow, and each stands alone: they are
 //! read without a common lock, so two of them may be a request apart.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cache::store::Gauges;
-use crate::http::pool::count_threads;
 
-/// One number that only grows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds one.
     pub fn count(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// The counters of one node.
-#[derive(Debug, Default)]
-pub struct Metrics {
-    /// Reads by clients that were answered from an entry.
-    pub reads_from_entry: Counter,
-    /// Reads by clients that were answered from a copy.
-    pub reads_from_copy: Counter,
-    /// Reads by clients that a fetch answered.
-    pub reads_from_fetch: Counter,
-    /// Reads by clients that found no value.
-    pub reads_from_none: Counter,
-    /// Writes that stand; only the root counts them.
-    pub writes: Counter,
-    /// Fetches sent to ancestors.
-    pub fetches_sent: Counter,
-    /// Leases granted to other nodes.
-    pub grants: Counter,
-    /// Invalidations sent to holders, repeated ones included.
-    pub invalidations_sent: Counter,
-    /// Invalidations that came from above.
-    pub invalidations_received: Counter,
-    /// Writes and invalidations that had to wait for a record to run out.
-    pub silent_holder_waits: Counter,
+/// One line a counter: its field, its name, its labels, and its help. Those of one name stand together.
+macro_rules! counters {
+    ($($field:ident: $name:literal $labels:literal, $help:literal;)*) => {
+        /// The counters of one node.
+        #[derive(Debug, Default)]
+        pub struct Metrics {
+            $(pub $field: Counter,)*
+            /// Guards the number of answers of each status that refuses.
+            refused: Mutex<BTreeMap<u16, u64>>,
+        }
+
+        impl Metrics {
+            fn counters(&self) -> Vec<Sample<'_>> {
+                vec![$(Sample($name, $labels.to_owned(), $help, self.$field.0.load(Ordering::Relaxed)),)*]
+            }
+        }
+    };
 }
 
+counters! {
+    reads_from_entry: "reads_total" r#"{from="entry"}"#, "Reads by clients, by what answered them.";
+    reads_from_copy: "reads_total" r#"{from="copy"}"#, "";
+    reads_from_fetch: "reads_total" r#"{from="fetch"}"#, "";
+    reads_from_none: "reads_total" r#"{from="none"}"#, "";
+    writes: "writes_total" "", "Writes that stand; only the root counts them.";
+    forwarded: "forwarded_total" "", "Requests of clients passed on to the root.";
+    fetches_sent: "fetches_sent_total" "", "Fetches sent to ancestors.";
+    grants: "grants_total" "", "Leases granted to other nodes.";
+    invalidations_sent: "invalidations_sent_total" "", "Invalidations sent to holders, repeated ones included.";
+    invalidations_received: "invalidations_received_total" "", "Invalidations that came from above.";
+    silent_holder_waits: "silent_holder_waits_total" "", "Times that a holder was waited for until its record ran out.";
+}
+
+/// Name, labels, help and value.
+struct Sample<'a>(&'a str, String, &'a str, u64);
+
 impl Metrics {
+    /// Counts an answer of a status of 400 or more.
+    pub fn count_refused(&self, status: u16) {
+        *self.refused.lock().expect("nothing panics under this lock").entry(status).or_default() += 1;
+    }
+
     /// All in the text format of Prometheus.
-    #[must_use]
     pub fn render(&self, gauges: Gauges) -> String {
+        let mut samples = self.counters();
+        let refused = self.refused.lock().expect("nothing panics under this lock").clone();
+        let help = "Requests answered with an error, by status.";
+        samples.extend(
+            refused
+                .iter()
+                .map(|(status, count)| Sample("refused_total", format!(r#"{{status="{status}"}}"#), help, *count)),
+        );
         let mut text = String::new();
-        family(
+        write_samples(&mut text, "counter", &samples);
+        let gauge = |name, help, value| Sample(name, String::new(), help, value);
+        write_samples(
             &mut text,
-            "reads_total",
-            "counter",
-            "Reads by clients, by what answered them.",
+            "gauge",
             &[
-                ("{from=\"entry\"}", self.reads_from_entry.get()),
-                ("{from=\"copy\"}", self.reads_from_copy.get()),
-                ("{from=\"fetch\"}", self.reads_from_fetch.get()),
-                ("{from=\"none\"}", self.reads_from_none.get()),
+                gauge("entries", "Keys at the root.", gauges.entries as u64),
+                gauge("copies", "Copies, ended ones that were not swept yet among them.", gauges.copies as u64),
+                gauge(
+                    "holders",
+                    "Records of holders, ended ones that were not swept yet among them.",
+                    gauges.holders as u64,
+                ),
+                gauge("bytes", "What all that is held counts.", gauges.bytes as u64),
+                gauge("threads", "Threads of the process; 0 where they cannot be counted.", count_threads()),
             ],
         );
-        for (name, kind, help, value) in [
-            ("writes_total", "counter", "Writes that stand; only the root counts them.", self.writes.get()),
-            ("fetches_sent_total", "counter", "Fetches sent to ancestors.", self.fetches_sent.get()),
-            ("grants_total", "counter", "Leases granted to other nodes.", self.grants.get()),
-            ("invalidations_sent_total", "counter", "Invalidations sent to holders.", self.invalidations_sent.get()),
-            (
-                "invalidations_received_total",
-                "counter",
-                "Invalidations that came from above.",
-                self.invalidations_received.get(),
-            ),
-            (
-                "silent_holder_waits_total",
-                "counter",
-                "Times that a holder was waited for until its record ran out.",
-                self.silent_holder_waits.get(),
-            ),
-            ("entries", "gauge", "Keys at the root.", gauges.entries as u64),
-            ("copies", "gauge", "Copies, ended ones that were not swept yet among them.", gauges.copies as u64),
-            (
-                "holders",
-                "gauge",
-                "Records of holders, ended ones that were not swept yet among them.",
-                gauges.holders as u64,
-            ),
-            ("bytes", "gauge", "What all that is held counts.", gauges.bytes as u64),
-            ("threads", "gauge", "Threads of the process; 0 where they cannot be counted.", count_threads()),
-        ] {
-            family(&mut text, name, kind, help, &[("", value)]);
-        }
         text
     }
 }
 
-impl Counter {
-    fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+fn write_samples(text: &mut String, kind: &str, samples: &[Sample]) {
+    let mut last = "";
+    for Sample(name, labels, help, value) in samples {
+        if *name != last {
+            let _ = writeln!(text, "# HELP tree_cache_{name} {help}\n# TYPE tree_cache_{name} {kind}");
+            last = name;
+        }
+        let _ = writeln!(text, "tree_cache_{name}{labels} {value}");
     }
 }
 
-fn family(text: &mut String, name: &str, kind: &str, help: &str, samples: &[(&str, u64)]) {
-    let _ = writeln!(text, "# HELP tree_cache_{name} {help}\n# TYPE tree_cache_{name} {kind}");
-    for (labels, value) in samples {
-        let _ = writeln!(text, "tree_cache_{name}{labels} {value}");
-    }
+/// The threads of this process. Linux says it; elsewhere it is 0.
+pub fn count_threads() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Threads:"));
+    line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }

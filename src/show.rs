@@ -4,22 +4,19 @@ use std::io::Write;
 use std::time::Duration;
 
 use crate::config::{Config, base_url};
-use crate::http::client::Peer;
+use crate::http::client::Client;
 use crate::tree::{self, ListedNode, Listing};
 
 /// How long the node may take.
 const SHOW_LIMIT: Duration = Duration::from_secs(3);
 
 /// Prints the tree that the node at `url` belongs to; without one, at this configuration's root.
-///
-/// # Errors
-/// No node answers there, or it does not know its tree.
 pub fn show(url: Option<&str>) -> Result<(), String> {
     let url = match url {
         Some(url) => base_url(url).ok_or_else(|| format!("{url:?} is not a URL of the form http://host:port"))?,
-        None => Config::from_env().map_err(|error| error.to_string())?.root_url,
+        None => Config::from_env()?.root_url,
     };
-    let tree: Listing = Peer::new(None)
+    let tree: Listing = Client::new(None)
         .ask_tree(&url, SHOW_LIMIT)
         .map_err(|error| format!("could not ask for the tree at {url}: {error}"))?;
     if !is_tree(&tree) {

@@ -18,19 +18,16 @@ pub const MAX_DEPTH: u32 = 16;
 pub const ALIVE: Duration = Duration::from_secs(3);
 
 /// The number of nodes of a tree of that depth.
-#[must_use]
 pub fn size(depth: u32) -> u32 {
     (1 << depth) - 1
 }
 
 /// The name of the node with that id.
-#[must_use]
 pub fn name(id: u32) -> String {
     format!("NODE-{id}")
 }
 
 /// The position above; the root has none.
-#[must_use]
 pub fn parent(position: u32) -> Option<u32> {
     position.checked_sub(1).map(|left| left / 2)
 }
@@ -41,7 +38,6 @@ pub fn ancestors(position: u32) -> impl Iterator<Item = u32> {
 }
 
 /// The level of a position, the root's being 1.
-#[must_use]
 pub fn level(position: u32) -> u32 {
     (position + 1).ilog2() + 1
 }
@@ -49,16 +45,13 @@ pub fn level(position: u32) -> u32 {
 /// One node as others see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRef {
-    /// `NODE-<id>`.
     pub name: String,
-    /// Where it answers.
     pub url: String,
 }
 
 /// Where a node stands: what the root answers to a join.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
-    /// Its position in the tree.
     pub position: u32,
     /// The names from the root down to it; absent while one above is unknown.
     pub path: Option<Vec<String>>,
@@ -76,7 +69,7 @@ pub struct Listing {
     pub depth: u32,
     /// How many places.
     pub size: u32,
-    /// The taken ones, by position.
+    /// The taken places, by position.
     #[serde(rename = "nodes")]
     pub places: Vec<ListedNode>,
 }
@@ -84,15 +77,12 @@ pub struct Listing {
 /// One taken place as `GET /nodes` shows it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ListedNode {
-    /// Its position.
     pub position: u32,
     /// Its level, the root's being 1.
     pub depth: u32,
-    /// `NODE-<id>`.
     pub name: String,
-    /// Id of the node.
     pub id: u32,
-    /// Where it answers; `None` if the place is only remembered.
+    /// `None` if the place is only remembered.
     pub url: Option<String>,
     /// The name of the node right above, if it is known.
     pub parent: Option<String>,
@@ -105,19 +95,16 @@ pub struct ListedNode {
 /// One taken place in the child table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Id of the node.
     pub id: u32,
     /// The process that joined last; `None` if none has joined this run of the root, which then only remembers
     /// the place, from ZooKeeper.
     pub process: Option<Process>,
 }
 
-/// A process that has joined.
+/// A process that has joined. Its *run* is a random number that it drew at its start, so another process has another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
-    /// Its random number; another process has another one.
     pub run: u64,
-    /// Where it answers.
     pub url: String,
     /// When the root last heard it.
     pub heard: Instant,
@@ -131,20 +118,15 @@ impl Member {
     }
 }
 
-/// How the child table stands to a node that wants to join.
+/// What a root that starts knows of the tree that a former run of it had.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
-    /// The same process again.
-    Known,
-    /// An id of which the table has no process.
-    New,
-    /// Another process has the id: a former run of this node, or a second node of that name.
-    Restarted {
-        /// That process's URL.
-        url: String,
-        /// That process's run.
-        run: u64,
-    },
+pub enum FormerTree {
+    /// There was none, or nobody was asked.
+    None,
+    /// There may have been one, and nothing is known of it.
+    Unknown,
+    /// There was one with these places, position and id, the root's own left out.
+    Places(Vec<(u32, u32)>),
 }
 
 /// The root's record of which node has which position.
@@ -157,27 +139,17 @@ pub struct ChildTable {
 
 impl ChildTable {
     /// A table of that depth which has only the root.
-    #[must_use]
     pub fn new(depth: u32, root: Member) -> Self {
         Self { depth, position_of: HashMap::from([(root.id, 0)]), members: HashMap::from([(0, root)]) }
     }
 
-    /// How the table stands to the node `id` with that `run` at that `url`.
-    #[must_use]
-    pub fn standing(&self, id: u32, run: u64, url: &str) -> Standing {
-        let member = self.position_of.get(&id).and_then(|position| self.members.get(position));
-        match member.and_then(|member| member.process.as_ref()) {
-            None => Standing::New,
-            Some(process) if process.run == run && process.url == url => Standing::Known,
-            Some(process) => Standing::Restarted { url: process.url.clone(), run: process.run },
-        }
+    /// The process that joined last under this id.
+    pub fn process(&self, id: u32) -> Option<&Process> {
+        self.members.get(self.position_of.get(&id)?)?.process.as_ref()
     }
 
     /// Gives the node its place: the one that the table has for its id, else the one that it
-    /// `stated` if that is free, else the first free one.
-    ///
-    /// # Panics
-    /// The id is not one of this tree.
+    /// `stated` if that is free, else the first free one. The id must be one of this tree.
     pub fn admit(&mut self, member: Member, stated: Option<u32>) -> u32 {
         let free = |position: &u32| *position < size(self.depth) && !self.members.contains_key(position);
         let known = self.position_of.get(&member.id).copied();
@@ -191,7 +163,6 @@ impl ChildTable {
     }
 
     /// The taken places, by position.
-    #[must_use]
     pub fn members(&self) -> Vec<(u32, &Member)> {
         let mut members: Vec<_> = self.members.iter().map(|(position, member)| (*position, member)).collect();
         members.sort_by_key(|(position, _)| *position);
@@ -199,7 +170,6 @@ impl ChildTable {
     }
 
     /// The table as others see it.
-    #[must_use]
     pub fn listing(&self, now: Instant) -> Listing {
         let listed = |(position, member): (u32, &Member)| {
             let process = member.process.as_ref();
@@ -222,7 +192,6 @@ impl ChildTable {
     }
 
     /// What the node at a position is told of its place.
-    #[must_use]
     pub fn place(&self, position: u32) -> Place {
         let known = |position: u32| self.members.get(&position).map(|member| name(member.id));
         let joined = |position: u32| self.members.get(&position).and_then(Member::node_ref);
@@ -241,88 +210,4 @@ impl ChildTable {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn member(id: u32) -> Member {
-        let process = Process { run: u64::from(id) * 100, url: format!("http://h:{id}"), heard: Instant::now() };
-        Member { id, process: Some(process) }
-    }
-
-    fn names(nodes: &[NodeRef]) -> Vec<&str> {
-        nodes.iter().map(|node| node.name.as_str()).collect()
-    }
-
-    #[test]
-    fn positions_are_those_of_a_heap() {
-        for (position, above, level_of) in
-            [(0, None, 1), (1, Some(0), 2), (2, Some(0), 2), (3, Some(1), 3), (6, Some(2), 3), (14, Some(6), 4)]
-        {
-            assert_eq!((parent(position), level(position)), (above, level_of), "position {position}");
-        }
-        assert_eq!(ancestors(11).collect::<Vec<_>>(), [5, 2, 0]);
-        assert_eq!((1..=4).map(size).collect::<Vec<_>>(), [1, 3, 7, 15]);
-        assert_eq!((size(MAX_DEPTH), level(size(MAX_DEPTH) - 1)), (65_535, 16));
-    }
-
-    #[test]
-    fn nodes_take_their_places_level_by_level() {
-        let mut table = ChildTable::new(2, member(3));
-        assert_eq!(table.admit(member(1), None), 1);
-        assert_eq!(table.admit(member(2), None), 2);
-        assert_eq!(table.admit(member(1), None), 1, "the same id has the same place");
-        assert_eq!(names(&table.place(0).children), ["NODE-1", "NODE-2"]);
-    }
-
-    #[test]
-    fn a_stated_position_counts_for_an_unknown_id_if_it_is_free() {
-        let mut table = ChildTable::new(3, member(1));
-        assert_eq!(table.admit(member(5), Some(4)), 4, "free: honoured");
-        assert_eq!(table.admit(member(6), Some(4)), 1, "another's: as if it had stated none");
-        assert_eq!(table.admit(member(7), Some(0)), 2, "the root's");
-        assert_eq!(table.admit(member(2), Some(7)), 3, "out of the tree");
-        assert_eq!(table.admit(member(5), Some(6)), 4, "the table's position stands");
-    }
-
-    #[test]
-    fn a_place_tells_those_above_and_below_and_leaves_out_the_unknown() {
-        let mut table = ChildTable::new(3, member(1));
-        table.admit(member(4), Some(3));
-        let place = table.place(3);
-        assert_eq!((place.path, names(&place.ancestors)), (None, vec!["NODE-1"]));
-        table.admit(member(2), Some(1));
-        let place = table.place(3);
-        assert_eq!(place.path.unwrap(), ["NODE-1", "NODE-2", "NODE-4"]);
-        assert_eq!(names(&place.ancestors), ["NODE-2", "NODE-1"]);
-        assert_eq!(names(&table.place(1).children), ["NODE-4"]);
-    }
-
-    #[test]
-    fn a_remembered_place_is_kept_and_its_node_is_nobodys_ancestor_before_it_has_joined() {
-        let mut table = ChildTable::new(3, member(1));
-        table.admit(Member { id: 2, process: None }, Some(1));
-        assert_eq!(table.standing(2, 200, "http://h:2"), Standing::New, "whoever says so has to be asked");
-        table.admit(member(4), Some(3));
-        let place = table.place(3);
-        assert_eq!(place.path.unwrap(), ["NODE-1", "NODE-2", "NODE-4"]);
-        assert_eq!((names(&place.ancestors), names(&table.place(0).children)), (vec!["NODE-1"], vec![]));
-        let listing = table.listing(Instant::now());
-        assert_eq!((listing.places[1].id, &listing.places[1].url, listing.places[1].alive), (2, &None, false));
-
-        assert_eq!(table.admit(member(3), None), 2, "its place is not free");
-        assert_eq!(table.admit(member(2), Some(5)), 1, "and its own");
-        assert_eq!(names(&table.place(3).ancestors), ["NODE-2", "NODE-1"]);
-        assert_eq!(table.standing(2, 200, "http://h:2"), Standing::Known);
-    }
-
-    #[test]
-    fn another_run_of_a_known_id_is_a_restart() {
-        let mut table = ChildTable::new(2, member(1));
-        assert_eq!(table.standing(2, 200, "http://h:2"), Standing::New);
-        table.admit(member(2), None);
-        assert_eq!(table.standing(2, 200, "http://h:2"), Standing::Known);
-        let restarted = Standing::Restarted { url: "http://h:2".to_owned(), run: 200 };
-        assert_eq!(table.standing(2, 201, "http://h:2"), restarted);
-        assert_eq!(table.standing(2, 200, "http://elsewhere"), restarted, "whoever says so has to be asked");
-    }
-}
+mod tests;

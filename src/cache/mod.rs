@@ -1,4 +1,36 @@
-//! What a node holds and has promised.
+//! What a node holds and has promised: entries at the root, copies elsewhere, and records of who was granted a copy.
+//!
+//! Pure: no lock, no I/O, no clock of its own. What a rule says must happen in one hold of the lock is one method
+//! of the [`store::Store`], and `node/walk.rs` only calls these in turn. So [`simulation`] can run the rules under
+//! a clock that it makes up.
+//!
+//! # The lease rules
+//!
+//! They make copies coherent: a read that begins after a write was acknowledged never gives a value from before it,
+//! whichever nodes but the root crash, pause, restart or are cut off. Each number stands in the code beside the
+//! line that keeps the rule. A *run* is a random number that a process draws at its start; a *holder* is a process,
+//! by its URL and run, that was granted a copy.
+//!
+//! 1. **Grant.** Whoever answers a fetch with a lease L has, in one step, read the value, read L, and recorded the
+//!    holder until now + 1.1 L. The root grants a full lease, any other node what is left of its own copy's. A
+//!    record is only ever extended, and each grant gives it a new number. Without room for a record, L is 0.
+//! 2. **Count from the asking.** A copy ends at (the moment before the fetch was sent) + L, so never later than its
+//!    record, while two clocks differ by less than a tenth.
+//! 3. **No grant during a write.** From when the root lists the holders of a key until the new value stands, it
+//!    answers fetches with the old value and L = 0: answer it, keep nothing.
+//! 4. **Invalidate first.** A write tells every holder, waits for all, and only then puts the value in place.
+//!    Writes of one key queue, and the ban on grants is handed from one to the next.
+//! 5. **Descend.** A node that is told drops its copy, marks its fetches under way so that what they bring is not
+//!    kept, and lists its holders, in one step; then it tells these, and acknowledges when all have.
+//! 6. **Wait for the silent.** A holder that does not acknowledge counts as told when its record has run out; it
+//!    is granted nothing for one lease after that.
+//! 7. **Forget late.** A record goes only when its holder has acknowledged *that* grant, or its time is over.
+//!    Records live apart from copies.
+//! 8. **To the run.** An invalidation names the run that it is meant for: a restarted node must not answer for its
+//!    former self. And a young root finishes no write while nodes may hold what its former self granted.
+//! 9. **Share what is fresh.** Of several readers of a key at one node one fetches. A reader takes the answer of a
+//!    fetch that was sent after it asked, never that of an earlier one, which may be older than a write that was
+//!    acknowledged before.
 
 pub mod leases;
 pub mod store;

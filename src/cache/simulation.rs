@@ -15,9 +15,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::cache::leases::{Holder, Record};
-use crate::cache::store::{Answered, Reading, Step, Store, Turn, Write};
-use crate::cache::value::Value;
+use super::leases::{Holder, Record};
+use super::store::{Leased, Reading, Setup, Step, Store, Turn, Write};
+use super::value::Value;
 
 const LEASE: Duration = Duration::from_secs(5);
 const READ_LIMIT: Duration = Duration::from_secs(5);
@@ -108,7 +108,7 @@ impl World {
             let clock_speed = 956 + u32::try_from(world.below(88)).unwrap();
             let node = Node {
                 number,
-                store: RefCell::new(Store::new(1 << 20, LEASE)),
+                store: RefCell::new(new_store(number, 1)),
                 life: Cell::new(1),
                 down: Cell::new(false),
                 paused_until: Cell::new(Duration::ZERO),
@@ -254,7 +254,7 @@ impl World {
         }
     }
 
-    // -- what node.rs does, but for its time limits and whom it passes over ------------------------
+    // -- what node/walk.rs does, but for its time limits and whom it passes over ------------------------
 
     /// What the clock of a node shows.
     fn clock(&self, number: usize) -> Instant {
@@ -266,33 +266,20 @@ impl World {
         clock.saturating_duration_since(self.epoch) * 1000 / self.nodes[number].clock_speed + Duration::from_nanos(1)
     }
 
-    async fn read(
-        self: Rc<Self>,
-        number: usize,
-        holder: Option<Holder>,
-        limit: Duration,
-    ) -> Result<Answered, NoAnswer> {
+    async fn read(self: Rc<Self>, number: usize, holder: Option<Holder>, limit: Duration) -> Result<Leased, NoAnswer> {
         let (node, deadline) = (&self.nodes[number], self.now.get() + limit);
-        if number == 0 {
-            let (mut store, now) = (node.store.borrow_mut(), self.clock(0));
-            return Ok(match &holder {
-                Some(holder) => store.grant_entry(KEY, holder, now),
-                None => Answered { value: store.read_entry(KEY, now), lease: Duration::ZERO },
-            });
-        }
-        let mut reading = Reading::default();
+        let mut reading = Reading::new(KEY, holder.as_ref(), self.current.get());
         loop {
-            let (me, now) = (self.current.get(), self.clock(number));
-            let step = node.store.borrow_mut().step_read(&mut reading, KEY, holder.as_ref(), &me, now);
+            let now = self.clock(number);
+            let step = node.store.borrow_mut().step_read(&mut reading, now);
             match step {
-                Step::Hit(answered) | Step::Shared(answered) => return Ok(answered),
+                Step::Answer(answer, _) => return Ok(answer),
                 Step::Fetch(fetch) => {
                     let fetched = self.ask_ancestors(number, deadline).await;
                     let now = self.clock(number);
-                    let (answered, waiting) =
-                        node.store.borrow_mut().end_fetch(KEY, fetch, fetched, holder.as_ref(), now);
+                    let (answer, waiting) = node.store.borrow_mut().end_fetch(&reading, fetch, fetched.as_ref(), now);
                     self.wake(waiting);
-                    return answered.ok_or(NoAnswer);
+                    return answer.ok_or(NoAnswer);
                 }
                 Step::Wait if self.now.get() >= deadline => return Err(NoAnswer),
                 Step::Wait => self.woken(deadline).await,
@@ -300,15 +287,15 @@ impl World {
         }
     }
 
-    async fn ask_ancestors(self: &Rc<Self>, number: usize, deadline: Duration) -> Option<(Answered, Instant)> {
+    async fn ask_ancestors(self: &Rc<Self>, number: usize, deadline: Duration) -> Option<(Leased, Instant)> {
         let holder = Holder { name: String::new(), url: number.to_string(), run: self.nodes[number].life.get() };
         for ancestor in ANCESTORS[number] {
             let left = deadline.saturating_sub(self.now.get());
             let limit = if *ancestor == 0 { left } else { left / 2 };
             let (asked, holder) = (self.clock(number), holder.clone());
             let read = move |world: Rc<Self>, there| world.read(there, Some(holder), limit);
-            if let Ok(answered) = self.call(Some(number), *ancestor, limit, read).await {
-                return Some((answered, asked));
+            if let Ok(answer) = self.call(Some(number), *ancestor, limit, read).await {
+                return Some((answer, asked));
             }
         }
         None
@@ -335,10 +322,8 @@ impl World {
     }
 
     async fn invalidate(self: Rc<Self>, number: usize, run: u64) -> Result<(), NoAnswer> {
-        if run != self.nodes[number].life.get() {
-            return Err(NoAnswer);
-        }
-        let holders = self.nodes[number].store.borrow_mut().invalidate(KEY, self.clock(number));
+        let told = self.nodes[number].store.borrow_mut().invalidate(KEY, run, self.clock(number));
+        let holders = told.ok_or(NoAnswer)?;
         self.invalidate_holders(number, holders).await;
         Ok(())
     }
@@ -361,15 +346,16 @@ impl World {
     async fn tell_holder(self: &Rc<Self>, number: usize, record: &Record) {
         let (node, ends) = (&self.nodes[number], self.true_time(number, record.ends));
         let (to, run) = (record.holder.url.parse().unwrap(), record.holder.run);
-        while self.now.get() < ends {
+        let mut acknowledged = false;
+        while !acknowledged && self.now.get() < ends {
             let invalidate = move |world: Rc<Self>, there| world.invalidate(there, run);
             let limit = ends.saturating_sub(self.now.get());
-            if self.call(Some(number), to, limit, invalidate).await.is_ok() {
-                return node.store.borrow_mut().acknowledge(KEY, record);
+            acknowledged = self.call(Some(number), to, limit, invalidate).await.is_ok();
+            if !acknowledged {
+                self.sleep((ends.saturating_sub(self.now.get())).min(Duration::from_millis(100))).await;
             }
-            self.sleep((ends.saturating_sub(self.now.get())).min(Duration::from_millis(100))).await;
         }
-        node.store.borrow_mut().note_silence(record, self.clock(number));
+        node.store.borrow_mut().end_telling(KEY, record, acknowledged, self.clock(number));
     }
 
     // -- clients and chaos ------------------------------------------------------------------------
@@ -387,7 +373,7 @@ impl World {
             } else {
                 let at = usize::try_from(self.below(7)).unwrap();
                 let read = |world: Rc<Self>, there| world.read(there, None, READ_LIMIT);
-                self.call(None, at, limit, read).await.map(|answered| number_of(answered.value))
+                self.call(None, at, limit, read).await.map(|answer| number_of(answer.value))
             };
             // A read that failed says nothing; a write that failed may stand or not.
             if let Ok(value) = value {
@@ -409,7 +395,7 @@ impl World {
                     self.spawn(None, async move {
                         world.sleep(world.up_to(Duration::from_secs(4))).await;
                         let node = &world.nodes[number];
-                        node.store.replace(Store::new(1 << 20, LEASE));
+                        node.store.replace(new_store(number, node.life.get()));
                         node.down.set(false);
                     });
                 }
@@ -445,6 +431,12 @@ impl World {
             })
         })
     }
+}
+
+fn new_store(number: usize, life: u64) -> Store<u64> {
+    // Nobody is a young root here, so when it started counts for nothing.
+    let started = Instant::now();
+    Store::new(Setup { is_root: number == 0, run: life, max_bytes: 1 << 20, lease: LEASE, started })
 }
 
 fn number_of(value: Option<Value>) -> u64 {

@@ -13,26 +13,21 @@ pub struct Value {
 const BODY_START: &[u8] = br#"{"value":"#;
 
 impl Value {
-    /// Keeps the text of `value`.
-    #[must_use]
     pub fn from_raw(value: &RawValue) -> Self {
         Self { body: [BODY_START, value.get().as_bytes(), b"}"].concat().into() }
     }
 
     /// `{"value": …}`, ready to be sent.
-    #[must_use]
     pub fn body(&self) -> Arc<[u8]> {
         Arc::clone(&self.body)
     }
 
     /// The JSON text alone.
-    #[must_use]
     pub fn raw(&self) -> &[u8] {
         &self.body[BODY_START.len()..self.body.len() - 1]
     }
 
-    /// The length of the body.
-    #[must_use]
+    /// What it counts.
     pub fn bytes(&self) -> usize {
         self.body.len()
     }

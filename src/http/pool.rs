@@ -39,16 +39,11 @@ struct State {
 }
 
 impl Pool {
-    /// A pool without threads.
-    #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::default()
     }
 
-    /// Runs `job` on a thread of its own.
-    ///
-    /// # Errors
-    /// No thread is idle and none can be started. The job is dropped.
+    /// Runs `job` on a thread of its own. If none is idle and none can be started, it is dropped.
     pub fn run(self: &Arc<Self>, job: Job) -> io::Result<()> {
         let mut state = self.lock();
         let idle = state.idle.pop();
@@ -102,14 +97,6 @@ impl Pool {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no job runs under this lock")
     }
-}
-
-/// The threads of this process, of this pool and others. Linux says it; elsewhere it is 0.
-#[must_use]
-pub fn count_threads() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("Threads:"));
-    line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use crate::http::pool::count_threads;
+use crate::metrics::count_threads;
 
 /// Between two rounds of knocks while clients connect.
 const KNOCK_PAUSE: Duration = Duration::from_millis(20);
@@ -66,9 +66,6 @@ struct Noticed {
 
 impl Sentinel {
     /// Watches the server at `address`; reports to `fatal` when it has been silent for too long.
-    ///
-    /// # Errors
-    /// The thread cannot be started.
     pub fn start(address: SocketAddr, fatal: impl Fn(String) + Send + 'static) -> io::Result<Self> {
         let noticed = Arc::<Noticed>::default();
         let there = Arc::clone(&noticed);
@@ -158,7 +155,6 @@ fn check(address: SocketAddr) -> io::Result<()> {
 }
 
 /// Where a server that listens on `address` can be reached from this machine.
-#[must_use]
 pub fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

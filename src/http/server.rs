@@ -1,4 +1,4 @@
-//! The HTTP server: `tiny_http`, a thread for each request, and what `tiny_http` does not do itself.
+//! The HTTP server: `tiny_http`, one thread for each connection that has a request, and what `tiny_http` does not do itself.
 //!
 //! A request goes from the accepting loop to the [`Dispatcher`], from there to a thread of the
 //! [`Pool`], whose handler turns it into an [`Answer`]. Three invariants: the accepting loop never
@@ -18,8 +18,10 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tiny_http::{Header, Request, Response, StatusCode};
 
-use crate::http::pool::Pool;
-use crate::http::sentinel::Sentinel;
+use super::pool::Pool;
+use super::sentinel::Sentinel;
+use crate::protocol::error::{Error, Kind};
+use crate::protocol::messages::{self, ErrorAnswer};
 
 /// A declared length that nobody means: above it, `tiny_http` must not be let near the body.
 const ABSURD_BODY_BYTES: usize = 1 << 30;
@@ -33,25 +35,22 @@ const BACKLOG: i32 = 1024;
 /// A request as the handler sees it: its body has been read whole.
 pub struct Incoming<'a> {
     request: &'a Request,
-    /// The body; empty if there was none.
+    /// Empty if there was none.
     pub body: Vec<u8>,
 }
 
 impl Incoming<'_> {
     /// `GET`, `PUT`, or whatever the client wrote.
-    #[must_use]
     pub fn method(&self) -> &str {
         self.request.method().as_str()
     }
 
     /// The path and query, still encoded.
-    #[must_use]
     pub fn target(&self) -> &str {
         self.request.url()
     }
 
     /// The value of the first header of that name, whatever its case.
-    #[must_use]
     pub fn header(&self, name: &'static str) -> Option<&str> {
         find_header(self.request, name)
     }
@@ -60,44 +59,45 @@ impl Incoming<'_> {
 /// What is sent back.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// The HTTP status.
     pub status: u16,
-    /// `Content-Type`.
-    pub content_type: &'static str,
-    /// Further headers.
     pub headers: Vec<(&'static str, &'static str)>,
-    /// The body, shared rather than copied.
+    /// Shared rather than copied.
     pub body: Arc<[u8]>,
 }
 
 impl Answer {
-    /// An answer with a JSON body.
-    #[must_use]
+    pub fn new(status: u16, content_type: &'static str, body: impl Into<Arc<[u8]>>) -> Self {
+        Self { status, headers: vec![("Content-Type", content_type)], body: body.into() }
+    }
+
+    /// An answer with a JSON body. Whoever gets a 503 may try again soon.
     pub fn json(status: u16, body: impl Into<Arc<[u8]>>) -> Self {
-        Self { status, content_type: "application/json", headers: Vec::new(), body: body.into() }
+        let answer = Self::new(status, "application/json", body);
+        if status == 503 { answer.with_header("Retry-After", "1") } else { answer }
     }
 
     /// The same answer with one more header.
-    #[must_use]
     pub fn with_header(mut self, name: &'static str, value: &'static str) -> Self {
         self.headers.push((name, value));
         self
     }
+}
 
-    /// An error, as `{"detail": …}`.
-    #[must_use]
-    pub fn error(status: u16, detail: &str) -> Self {
-        Self::json(status, serde_json::json!({ "detail": detail }).to_string().into_bytes())
+impl From<Error> for Answer {
+    fn from(Error { kind, text }: Error) -> Self {
+        let answer = Self::json(kind.status(), messages::write(&ErrorAnswer { detail: text.into() }));
+        match kind {
+            Kind::Unauthorized => answer.with_header("WWW-Authenticate", "Bearer"),
+            Kind::MethodNotAllowed(allow) => answer.with_header("Allow", allow),
+            _ => answer,
+        }
     }
 }
 
-/// Turns a request into its answer; runs on many threads at once.
-pub type Handler = dyn Fn(&Incoming) -> Answer + Send + Sync;
+/// Turns a request, or what was wrong with it, into its answer; runs on many threads at once.
+pub type Handler = dyn Fn(Result<Incoming, Error>) -> Answer + Send + Sync;
 
 /// Opens the listening socket. What is set on it, every accepted connection inherits.
-///
-/// # Errors
-/// The address cannot be listened on, for instance because another process does.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -113,9 +113,6 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Serves for ever on threads of its own; `handler` is called with bodies of at most `max_body_bytes`.
 /// What ends the serving goes to `fatal`.
-///
-/// # Errors
-/// The threads cannot be started.
 pub fn serve(
     listener: TcpListener,
     max_body_bytes: usize,
@@ -165,9 +162,10 @@ impl Dispatcher {
         let dispatcher = Arc::clone(self);
         if let Err(error) = self.pool.run(Box::new(move || dispatcher.serve(client))) {
             log::error!("could not start a thread for {client}: {error}");
-            for request in self.connections().remove(&client).into_iter().flatten() {
+            let waiting = self.connections().remove(&client);
+            for request in waiting.into_iter().flatten() {
                 // Here, for want of another thread. If this client makes us wait, the sentinel ends the process.
-                send(request, Answer::error(503, "this node has no thread left").with_header("Retry-After", "1"));
+                send(request, (self.handler)(Err(Kind::ServiceUnavailable.error("this node has no thread left"))));
             }
         }
     }
@@ -187,10 +185,8 @@ impl Dispatcher {
     }
 
     fn handle(&self, mut request: Request) {
-        let answer = match read_body(&mut request, self.max_body_bytes) {
-            Ok(body) => (self.handler)(&Incoming { request: &request, body }),
-            Err(refused) => refused,
-        };
+        let body = read_body(&mut request, self.max_body_bytes);
+        let answer = (self.handler)(body.map(|body| Incoming { request: &request, body }));
         send(request, answer);
     }
 
@@ -199,32 +195,34 @@ impl Dispatcher {
     }
 }
 
-fn read_body(request: &mut Request, max_bytes: usize) -> Result<Vec<u8>, Answer> {
-    let refuse = |status, detail: String| Err(Answer::error(status, &detail));
+fn read_body(request: &mut Request, max_bytes: usize) -> Result<Vec<u8>, Error> {
     if find_header(request, "Transfer-Encoding").is_some() {
         // tiny_http cannot tell a whole chunked body from one that was cut short.
-        return refuse(411, "a body needs a Content-Length".to_owned());
+        return Err(Kind::LengthRequired.error("a body needs a Content-Length"));
     }
     let lengths = request.headers().iter().filter(|header| header.field.equiv("Content-Length"));
     if lengths.count() > 1 {
-        return refuse(400, "there is more than one Content-Length".to_owned());
+        return Err(Kind::BadRequest.error("there is more than one Content-Length"));
     }
     let length = match (request.body_length(), find_header(request, "Content-Length")) {
-        (None, Some(text)) => return refuse(400, format!("Content-Length {text:?} is not a number of bytes")),
+        (None, Some(text)) => {
+            return Err(Kind::BadRequest.error(format!("Content-Length {text:?} is not a number of bytes")));
+        }
         (length, _) => length.unwrap_or(0),
     };
     if length > ABSURD_BODY_BYTES {
-        return refuse(413, format!("the body has {length} bytes, more than any node keeps"));
+        return Err(Kind::ContentTooLarge.error(format!("the body has {length} bytes, more than any node keeps")));
     }
     if length > max_bytes {
-        return refuse(413, format!("the body has {length} bytes; at most {max_bytes} are allowed"));
+        let text = format!("the body has {length} bytes; at most {max_bytes} are allowed");
+        return Err(Kind::ContentTooLarge.error(text));
     }
     let mut body = Vec::new();
     if length > 0 {
         let whole = request.as_reader().take(length as u64).read_to_end(&mut body);
         // A body cut short reads as if it had been whole.
         if whole.is_err() || body.len() < length {
-            return refuse(400, format!("the body ended after {} of {length} bytes", body.len()));
+            return Err(Kind::BadRequest.error(format!("the body ended after {} of {length} bytes", body.len())));
         }
     }
     Ok(body)
@@ -237,8 +235,7 @@ fn send(request: Request, answer: Answer) {
     }
     let length = answer.body.len();
     let header = |name: &str, value: &str| Header::from_bytes(name, value).expect("our headers are ASCII");
-    let mut headers = vec![header("Content-Type", answer.content_type)];
-    headers.extend(answer.headers.iter().map(|(name, value)| header(name, value)));
+    let headers = answer.headers.iter().map(|(name, value)| header(name, value)).collect();
     // Never chunked: tiny_http would do that to every body of 32 KiB and more.
     let response = Response::new(StatusCode(answer.status), headers, Cursor::new(answer.body), Some(length), None)
         .with_chunked_threshold(usize::MAX);
@@ -256,14 +253,13 @@ fn send(request: Request, answer: Answer) {
 /// time, which is why it is kept for lengths that nobody means.
 fn send_undrained(request: Request, answer: &Answer) {
     let mut stream = request.upgrade("none", Response::empty(100));
-    let headers =
-        answer.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect::<Vec<_>>().concat();
+    let headers: Vec<String> = answer.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let head = format!(
-        "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: close\r\n{headers}\r\n",
+        "HTTP/1.1 {} {}\r\nContent-Length: {}\r\nConnection: close\r\n{}\r\n",
         answer.status,
         StatusCode(answer.status).default_reason_phrase(),
-        answer.content_type,
-        answer.body.len()
+        answer.body.len(),
+        headers.concat()
     );
     let sent = stream.write_all(&[head.as_bytes(), &answer.body].concat()).and_then(|()| stream.flush());
     if let Err(error) = sent {

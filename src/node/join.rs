@@ -9,13 +9,15 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::http::client::{CallError, JoinAnswer, JoinRequest};
-use crate::node::{Joined, Node};
-use crate::protocol::error::Error;
-use crate::tree::{self, Member, Process, Standing};
+use super::Node;
+use super::walk::not_joined;
+use crate::http::client::CallError;
+use crate::protocol::error::{Error, Kind};
+use crate::protocol::messages::{JoinAnswer, JoinRequest};
+use crate::tree::{self, Member, Process};
 
 /// Between two joins of a node that has its place.
-const REPEAT_PAUSE: Duration = Duration::from_secs(1);
+const REJOIN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Between two attempts to join.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -34,10 +36,7 @@ const ASK_LIMIT: Duration = Duration::from_secs(1);
 
 // -- the joining node --------------------------------------------------------------------------
 
-/// Waits until the root has given this node its place. The root has its own already.
-///
-/// # Errors
-/// The root refused, or gave no answer for a minute: one line that says which.
+/// Waits until the root has given this node its place, a minute at most. The root has its own already.
 pub fn join_root(node: &Node) -> Result<(), String> {
     let started = Instant::now();
     let mut next_report = started;
@@ -60,14 +59,11 @@ pub fn join_root(node: &Node) -> Result<(), String> {
     Ok(())
 }
 
-/// Repeats the join for ever.
-///
-/// # Errors
-/// The root refuses this node, so it has no place any more.
+/// Repeats the join until the root says that another process has this place.
 pub fn keep_joined(node: &Node) -> Result<(), String> {
     let mut lost = false;
     while !node.config.is_root() {
-        thread::sleep(if lost { RETRY_PAUSE } else { REPEAT_PAUSE });
+        thread::sleep(if lost { RETRY_PAUSE } else { REJOIN_PAUSE });
         match try_join(node) {
             // Another process has the place. What else is refused may be a mistake in the root's start, or a
             // stranger on its port: no reason to lose the node as well.
@@ -93,8 +89,8 @@ fn try_join(node: &Node) -> Result<(), CallError> {
         url: node.myself.url.clone(),
         position: node.place().map(|place| place.position),
     };
-    let JoinAnswer { place, lease_ms } = node.peer.join_root(&node.config.root_url, &request, JOIN_LIMIT)?;
-    node.take_place(Joined { place: place.into(), lease: Duration::from_millis(lease_ms) });
+    let JoinAnswer { place, lease_ms } = node.client.join_root(&node.config.root_url, &request, JOIN_LIMIT)?;
+    node.take_place(place, Duration::from_millis(lease_ms));
     Ok(())
 }
 
@@ -108,38 +104,36 @@ fn refusal(node: &Node, cause: &CallError) -> String {
 
 // -- the root ----------------------------------------------------------------------------------
 
-/// Gives a node its place.
-///
-/// # Errors
-/// It is not of this tree, another process lives in its place, or it cannot be reached.
+/// Gives a node its place, unless it is not of this tree, another process lives in its place, or it cannot be reached.
 pub fn admit(node: &Node, join: JoinRequest) -> Result<JoinAnswer, Error> {
     let last_id = tree::size(node.config.tree_depth);
     if !(1..=last_id).contains(&join.id) {
-        return Err(Error::NoSuchPlace { name: tree::name(join.id), last_id });
+        let name = tree::name(join.id);
+        return Err(Kind::BadRequest.error(format!("no place for {name}: the ids of this tree are 1 to {last_id}")));
     }
-    let standing = node.table().standing(join.id, join.run, &join.url);
-    if standing != Standing::Known && join.position.is_some() {
-        // It had its place from a former run of this root.
-        node.expect_former_holders();
-    }
-    match &standing {
-        Standing::Known => {}
-        Standing::New => expect_reachable(node, &join)?,
-        Standing::Restarted { url, run } => {
-            expect_gone(node, &join, url, *run)?;
-            expect_reachable(node, &join)?;
+    let table = || node.table().ok_or_else(not_joined);
+    let known = table()?.process(join.id).cloned();
+    let is_repeat = known.as_ref().is_some_and(|known| known.run == join.run && known.url == join.url);
+    if !is_repeat {
+        if join.position.is_some() {
+            // Rule 8: it had its place from a former run of this root, and may hold what that granted.
+            node.expect_former_holders(true);
         }
+        if let Some(former) = &known {
+            expect_gone(node, &join, former)?;
+        }
+        expect_reachable(node, &join)?;
     }
-    let mut table = node.table();
-    if table.standing(join.id, join.run, &join.url) != standing {
+    let mut table = table()?;
+    if table.process(join.id).map(|process| process.run) != known.map(|process| process.run) {
         // Another join of this id came between the questions and now. The node asks again in a second.
-        return Err(Error::TwoJoins { name: tree::name(join.id) });
+        return Err(Kind::ServiceUnavailable.error(format!("two joins of {} at once", tree::name(join.id))));
     }
     let process = Process { run: join.run, url: join.url, heard: Instant::now() };
     let position = table.admit(Member { id: join.id, process: Some(process) }, join.position);
     let place = table.place(position);
     drop(table);
-    if standing != Standing::Known {
+    if !is_repeat {
         log::info!("{} has position {position}, below {}", tree::name(join.id), place.ancestors[0].name);
     }
     let lease_ms = u64::try_from(node.config.lease.as_millis()).expect("a lease is at most an hour");
@@ -148,21 +142,22 @@ pub fn admit(node: &Node, join: JoinRequest) -> Result<JoinAnswer, Error> {
 
 /// A node that can ask but not be told would make every write of what it reads wait.
 fn expect_reachable(node: &Node, join: &JoinRequest) -> Result<(), Error> {
-    let cause = match node.peer.ask_identity(&join.url, ASK_LIMIT) {
+    let cause = match node.client.ask_identity(&join.url, ASK_LIMIT) {
         Ok(identity) if identity.run == join.run => return Ok(()),
         Ok(_) => "another process answers there".to_owned(),
         Err(cause) => cause.to_string(),
     };
     log::info!("{} gets no place, since it cannot be reached at {}: {cause}", tree::name(join.id), join.url);
-    Err(Error::CannotReach { url: join.url.clone() })
+    // Only the root's log says why: else whoever may join could have the root ask any URL, and would be told what
+    // answers there.
+    Err(Kind::ServiceUnavailable.error(format!("cannot reach you at {}", join.url)))
 }
 
 /// A restarted node takes over its place, unless its former self still lives elsewhere.
-fn expect_gone(node: &Node, join: &JoinRequest, url: &str, run: u64) -> Result<(), Error> {
-    let lives_elsewhere =
-        url != join.url && node.peer.ask_identity(url, ASK_LIMIT).is_ok_and(|identity| identity.run == run);
-    if lives_elsewhere {
-        return Err(Error::PlaceTaken { name: tree::name(join.id), url: url.to_owned() });
+fn expect_gone(node: &Node, join: &JoinRequest, former: &Process) -> Result<(), Error> {
+    let Process { url, run, .. } = former;
+    if *url != join.url && node.client.ask_identity(url, ASK_LIMIT).is_ok_and(|identity| identity.run == *run) {
+        return Err(Kind::Conflict.error(format!("another {} is alive at {url}", tree::name(join.id))));
     }
     Ok(())
 }
@@ -171,22 +166,42 @@ fn expect_gone(node: &Node, join: &JoinRequest, url: &str, run: u64) -> Result<(
 mod tests {
     use super::*;
     use crate::node::tests::{quiet_until, young_root};
+    use crate::tree::FormerTree;
 
     #[test]
     fn rule_8_a_stated_position_that_the_root_does_not_know_makes_it_wait() {
         for known in [false, true] {
             let root = young_root();
-            let process = Process { run: 1, url: "http://127.0.0.1:9".to_owned(), heard: Instant::now() };
-            let join = |run, position| JoinRequest { id: 2, run, url: process.url.clone(), position };
+            root.take_table(FormerTree::None);
+            let waits_for_joins = quiet_until(&root);
+            let url = "http://127.0.0.1:9";
+            let join = |run, position| JoinRequest { id: 2, run, url: url.to_owned(), position };
             if known {
                 // Another process has the id by now, and so the position is not honoured.
-                root.table().admit(Member { id: 2, process: Some(process.clone()) }, None);
+                let process = Process { run: 1, url: url.to_owned(), heard: Instant::now() };
+                root.table().unwrap().admit(Member { id: 2, process: Some(process) }, None);
             }
             // Nobody answers there, so neither has its place.
             admit(&root, join(2, None)).expect_err("it cannot be reached");
-            assert_eq!(quiet_until(&root), None);
+            assert_eq!(quiet_until(&root), waits_for_joins);
             admit(&root, join(3, Some(1))).expect_err("it cannot be reached");
             assert_eq!(quiet_until(&root), Some(root.started + Duration::from_secs(66)));
+        }
+    }
+
+    #[test]
+    fn only_the_same_process_at_the_same_place_is_not_asked_again() {
+        let root = young_root();
+        root.take_table(FormerTree::None);
+        let process = Process { run: 1, url: "http://127.0.0.1:9".to_owned(), heard: Instant::now() };
+        root.table().unwrap().admit(Member { id: 2, process: Some(process) }, None);
+        for (run, url, answered) in
+            [(1, "http://127.0.0.1:9", true), (2, "http://127.0.0.1:9", false), (1, "http://127.0.0.1:8", false)]
+        {
+            let admitted = admit(&root, JoinRequest { id: 2, run, url: url.to_owned(), position: None });
+            // Nobody answers at either.
+            let expected = if answered { Ok(1) } else { Err(format!("cannot reach you at {url}")) };
+            assert_eq!(admitted.map(|answer| answer.place.position).map_err(|error| error.text), expected);
         }
     }
 }

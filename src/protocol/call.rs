@@ -1,17 +1,17 @@
-//! What a node can be asked: method and target are read into a [`Request`], which says what is asked and who
-//! may ask it. Pure.
+//! A request, read and written, and who may ask it. Pure.
 //!
-//! Invariant: the target is read here, once, and nowhere else. Two readers of one path may disagree: when one
+//! Invariant: a target is read here, once, and nowhere else. Two readers of one path may disagree: when one
 //! of them chose the call and another decided who needs the token, `POST x/nodes` was a join that needed none.
+//! What [`Call::write`] writes, [`Request::read`] reads.
 //!
-//! Left out: bodies, telling whether a caller is a node, and carrying the call out (`api.rs`).
+//! Left out: bodies (`messages.rs`), telling whether a caller is a node, and carrying the call out (`http/api.rs`).
 
 use std::time::Duration;
 
+use super::error::{Error, Kind};
+use super::key;
 use crate::cache::leases::Holder;
 use crate::config::base_url;
-use crate::protocol::error::Error;
-use crate::protocol::key;
 
 /// Keys in one listing.
 pub const MAX_LISTED: usize = 1000;
@@ -30,65 +30,74 @@ enum Who {
     Nodes,
 }
 
-/// One thing that a node can be asked.
+/// One thing that a node can be asked. Keys are decoded.
 #[derive(Debug, PartialEq)]
 pub enum Call {
     /// Who and where this node is.
     Describe,
     /// The tree.
     Nodes,
-    /// The counters.
     Metrics,
     /// What clients can ask.
     DescribeApi,
-    /// Some of what this node holds.
-    List {
-        /// At most so many keys.
-        limit: usize,
-    },
-    /// Read a key.
-    Get {
-        /// The key, decoded.
-        key: String,
-    },
-    /// Write a key.
-    Put {
-        /// The key, decoded.
-        key: String,
-    },
-    /// Remove a key.
-    Delete {
-        /// The key, decoded.
-        key: String,
-    },
+    /// Some of what this node holds, at most so many keys.
+    List(usize),
+    Get(String),
+    Put(String),
+    Delete(String),
     /// Give a node its place.
     Join,
-    /// Read a key for another node.
+    /// Read a key for another node, which waits for so long and will hold a copy.
     Fetch {
-        /// The key, decoded.
         key: String,
-        /// Who asks, and will hold a copy.
         holder: Holder,
-        /// How long it waits.
         wait: Duration,
     },
-    /// Drop the copies of a key, here and below.
+    /// Drop the copies of a key, here and below. It is meant for one run, and comes from a node above: `level` is
+    /// the sender's.
     Invalidate {
-        /// The key, decoded.
         key: String,
-        /// The run that this is meant for.
         run: u64,
-        /// The level of the node that sends it, who must be above.
         level: u32,
     },
 }
 
+impl Call {
+    /// Method and target.
+    pub fn write(&self) -> (&'static str, String) {
+        let store = |key| format!("/store/{}", key::encode(key));
+        match self {
+            Self::Describe => ("GET", "/".to_owned()),
+            Self::Nodes => ("GET", "/nodes".to_owned()),
+            Self::Metrics => ("GET", "/metrics".to_owned()),
+            Self::DescribeApi => ("GET", "/openapi.json".to_owned()),
+            Self::List(limit) => ("GET", format!("/store?limit={limit}")),
+            Self::Get(key) => ("GET", store(key)),
+            Self::Put(key) => ("PUT", store(key)),
+            Self::Delete(key) => ("DELETE", store(key)),
+            Self::Join => ("POST", "/nodes".to_owned()),
+            Self::Fetch { key, holder: Holder { name, url, run }, wait } => {
+                let (key, url, wait_ms) = (key::encode(key), key::encode(url), wait.as_millis());
+                ("GET", format!("/copies/{key}?holder={name}&url={url}&run={run}&wait_ms={wait_ms}"))
+            }
+            Self::Invalidate { key, run, level } => {
+                ("DELETE", format!("/copies/{}?run={run}&level={level}", key::encode(key)))
+            }
+        }
+    }
+
+    /// Whether a node that sends this shows the token: where only nodes may ask, and in a write that is passed on.
+    /// Whoever is asked who he is, or for the tree, has not shown it himself yet.
+    pub fn shows_token(&self) -> bool {
+        matches!(self, Self::Join | Self::Fetch { .. } | Self::Invalidate { .. } | Self::Put(_) | Self::Delete(_))
+    }
+}
+
 impl Request {
-    /// Reads method and target.
-    #[must_use]
     pub fn read(method: &str, target: &str) -> Self {
         let Some((path, query)) = split_target(target) else {
-            return Self { who: Who::Anybody, call: Err(Error::BadTarget(shorten(target))) };
+            let text = format!("the target {:?} is neither a path nor an http:// URL", shorten(target));
+            return Self { who: Who::Anybody, call: Err(Kind::BadRequest.error(text)) };
         };
         let segments: Vec<&str> = path.split('/').collect();
         let reads = method == "GET" || method == "HEAD";
@@ -98,7 +107,7 @@ impl Request {
             ["copies", segment] => (Who::Nodes, read_copies(method, segment, query)),
             ["copies", _, _, ..] => (Who::Nodes, Err(no_path(path))),
             ["store", segment] => (Who::Anybody, read_store(method, segment)),
-            ["store"] if reads => (Who::Anybody, read_limit(query).map(|limit| Call::List { limit })),
+            ["store"] if reads => (Who::Anybody, read_limit(query).map(Call::List)),
             [""] if reads => (Who::Anybody, Ok(Call::Describe)),
             ["nodes"] if reads => (Who::Anybody, Ok(Call::Nodes)),
             ["metrics"] if reads => (Who::Anybody, Ok(Call::Metrics)),
@@ -111,9 +120,6 @@ impl Request {
     }
 
     /// What is asked. Where only nodes may ask it, `expect_node` has the first word.
-    ///
-    /// # Errors
-    /// The caller is no node; there is no such target, path or method; the key or a parameter is wrong.
     pub fn open(self, expect_node: impl FnOnce() -> Result<(), Error>) -> Result<Call, Error> {
         match self.who {
             Who::Anybody => {}
@@ -138,17 +144,17 @@ fn split_target(target: &str) -> Option<(&str, &str)> {
 }
 
 fn read_store(method: &str, segment: &str) -> Result<Call, Error> {
-    let key = key::decode(segment).map_err(Error::BadKey);
+    let key = key::decode(segment);
     match method {
-        "GET" | "HEAD" => Ok(Call::Get { key: key? }),
-        "PUT" => Ok(Call::Put { key: key? }),
-        "DELETE" => Ok(Call::Delete { key: key? }),
+        "GET" | "HEAD" => Ok(Call::Get(key?)),
+        "PUT" => Ok(Call::Put(key?)),
+        "DELETE" => Ok(Call::Delete(key?)),
         _ => Err(no_method(method, "GET, HEAD, PUT, DELETE")),
     }
 }
 
 fn read_copies(method: &str, segment: &str, query: &str) -> Result<Call, Error> {
-    let key = key::decode(segment).map_err(Error::BadKey);
+    let key = key::decode(segment);
     match method {
         "GET" => Ok(Call::Fetch {
             key: key?,
@@ -165,11 +171,11 @@ fn read_copies(method: &str, segment: &str, query: &str) -> Result<Call, Error> 
 }
 
 fn no_method(method: &str, allow: &'static str) -> Error {
-    Error::NoSuchMethod { method: method.to_owned(), allow }
+    Kind::MethodNotAllowed(allow).error(format!("the method {method:?} is not one of {allow}"))
 }
 
 fn no_path(path: &str) -> Error {
-    Error::NoSuchPath(format!("/{}", shorten(path)))
+    Kind::NotFound.error(format!("there is no path {:?}", format!("/{}", shorten(path))))
 }
 
 /// So much of a target as an error repeats.
@@ -183,7 +189,7 @@ fn read_parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
 
 fn read_number(query: &str, name: &str) -> Result<u64, Error> {
     let text = read_parameter(query, name).unwrap_or_default();
-    text.parse().map_err(|_| Error::BadQuery(format!("{name}={text:?} is not a whole number")))
+    text.parse().map_err(|_| Kind::BadRequest.error(format!("{name}={text:?} is not a whole number")))
 }
 
 fn read_name(query: &str) -> Result<String, Error> {
@@ -191,20 +197,20 @@ fn read_name(query: &str) -> Result<String, Error> {
     let is_name = name.strip_prefix("NODE-").is_some_and(|id| id.parse::<u32>().is_ok());
     is_name
         .then(|| name.to_owned())
-        .ok_or_else(|| Error::BadQuery(format!("holder={name:?} is not the name of a node")))
+        .ok_or_else(|| Kind::BadRequest.error(format!("holder={name:?} is not the name of a node")))
 }
 
 fn read_url(query: &str) -> Result<String, Error> {
     let text = read_parameter(query, "url").unwrap_or_default();
     let url = key::decode(text).ok().and_then(|url| base_url(&url));
-    url.ok_or_else(|| Error::BadQuery(format!("url={text:?} is not a URL of the form http://host:port")))
+    url.ok_or_else(|| Kind::BadRequest.error(format!("url={text:?} is not a URL of the form http://host:port")))
 }
 
 fn read_limit(query: &str) -> Result<usize, Error> {
     let Some(text) = read_parameter(query, "limit") else { return Ok(MAX_LISTED) };
     match text.parse() {
         Ok(limit @ 1..=MAX_LISTED) => Ok(limit),
-        _ => Err(Error::BadQuery(format!("limit={text:?} is not a whole number from 1 to {MAX_LISTED}"))),
+        _ => Err(Kind::BadRequest.error(format!("limit={text:?} is not a whole number from 1 to {MAX_LISTED}"))),
     }
 }
 

@@ -1,14 +1,17 @@
 //! ZooKeeper, where the tree is kept a second time: each node writes its znodes there, and a root that
 //! starts finds its child table there again.
 //!
-//! Invariant: nothing that ZooKeeper or its client does is felt by the cache. All that may block, panic
+//! Invariant: the cache goes on whatever ZooKeeper or its client does. All that may block, panic
 //! or fail is done by a session's own thread, which reports after every step; another thread only
 //! listens, and waits by the clock. To the rest of the program a node is registered or it is not.
 //!
-//! Left out: what the znodes say (`znodes.rs`), how they are read and written (`session.rs`), and whether a
-//! tree fits (`recovery.rs`).
+//! All nodes are registered again within 15 s of ZooKeeper's return: a session that will never answer is given up
+//! on 8 s after its last word (two waits of [`LOOK_PAUSE`] and [`CALL_LIMIT`], the first of which is within
+//! [`SESSION_LIFE`]), the pause before the next one is [`LAST_PAUSE`], 4 s, and that one takes 3 s to connect.
+//! A further server that hangs adds its 3 s.
+//!
+//! Left out: what the znodes say ([`znodes`]), and how they are read and written ([`session`]).
 
-pub mod recovery;
 mod session;
 mod znodes;
 
@@ -21,15 +24,14 @@ use std::time::{Duration, Instant};
 
 use zookeeper::{CreateMode, ZkError, ZkResult};
 
-use self::recovery::{Fitting, Recovery};
 use self::session::{SESSION_LIFE, Session};
-use self::znodes::{LIVE, Shape, TREE, Wanted};
+use self::znodes::{LIVE, Shape, TREE, full_path};
 use crate::config::Config;
 use crate::node::Node;
-use crate::tree::Member;
+use crate::tree::{FormerTree, Member};
 
 /// Between two looks at this node's znodes.
-const CHECK_PAUSE: Duration = Duration::from_secs(1);
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// A call that takes longer counts as unanswered.
 const CALL_LIMIT: Duration = Duration::from_secs(3);
@@ -44,17 +46,13 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LAST_PAUSE: Duration = Duration::from_secs(4);
 
 /// What a session's thread tells the one that listens to it.
-enum Report {
+enum Report<T> {
     /// ZooKeeper answered a call.
     Answered,
-    /// All of this node's znodes are there.
-    Registered(SocketAddr),
-    /// ZooKeeper answers, and yet something is missing.
-    Incomplete(String),
-    /// What a starting root found.
-    Found(Recovery),
-    /// The session is over; why.
-    Ended(String),
+    /// How this node's znodes stand: all are there, or something is missing.
+    Looked(Result<SocketAddr, String>),
+    /// The session is over: what its work has come to, or what ended it.
+    Ended(Result<T, String>),
 }
 
 // -- who listens -------------------------------------------------------------------------------
@@ -65,14 +63,11 @@ pub fn keep_registered(node: &Arc<Node>) {
     let mut pause = FIRST_PAUSE;
     while !servers.is_empty() {
         let there = Arc::clone(node);
-        let reports = start_session(&servers, move |session, reports| match register(&there, session, reports) {
-            Ok(never) => match never {},
-            Err(cause) => cause,
-        });
+        let reports = start_session(&servers, move |session, reports| register(&there, session, reports));
         let cause = listen(node, &reports, &mut pause);
         // A session that was given up on reports to nobody from here on, and so ends when it can.
         drop(reports);
-        note(node, false, &cause);
+        note(node, Err(cause));
         thread::sleep(pause);
         pause = (pause * 2).min(LAST_PAUSE);
         // One that hangs must not keep us from the others.
@@ -81,24 +76,26 @@ pub fn keep_registered(node: &Arc<Node>) {
 }
 
 /// Listens until the session ends, or is silent for longer than it can live; returns why.
-fn listen(node: &Node, reports: &Receiver<Report>, pause: &mut Duration) -> String {
+fn listen(node: &Node, reports: &Receiver<Report<Infallible>>, pause: &mut Duration) -> String {
     let mut last_report = Instant::now();
     loop {
-        match reports.recv_timeout(CHECK_PAUSE + CALL_LIMIT) {
-            Ok(Report::Registered(address)) => {
-                *pause = FIRST_PAUSE;
-                note(node, true, &address.to_string());
+        match reports.recv_timeout(LOOK_PAUSE + CALL_LIMIT) {
+            Ok(Report::Answered) => {}
+            Ok(Report::Looked(found)) => {
+                if found.is_ok() {
+                    *pause = FIRST_PAUSE;
+                }
+                note(node, found);
             }
-            Ok(Report::Incomplete(cause)) => note(node, false, &cause),
-            Ok(Report::Ended(cause)) => return cause,
-            Ok(Report::Answered | Report::Found(_)) => {}
+            Ok(Report::Ended(Err(cause))) => return cause,
+            Ok(Report::Ended(Ok(never))) => match never {},
             Err(RecvTimeoutError::Disconnected) => return "the client panicked".to_owned(),
             Err(RecvTimeoutError::Timeout) => {
                 let cause = format!("no answer within {} s", CALL_LIMIT.as_secs());
                 if last_report.elapsed() > SESSION_LIFE {
                     return cause;
                 }
-                note(node, false, &cause);
+                note(node, Err(cause));
                 continue;
             }
         }
@@ -107,46 +104,38 @@ fn listen(node: &Node, reports: &Receiver<Report>, pause: &mut Duration) -> Stri
 }
 
 /// Says how it stands: to `GET /` always, to the log if that is new.
-fn note(node: &Node, registered: bool, text: &str) {
-    match (node.set_registered(registered), registered) {
-        (false, _) => {}
-        (true, true) => log::info!("registered in ZooKeeper at {text}"),
-        (true, false) => log::warn!("not registered in ZooKeeper, trying again and again: {text}"),
+fn note(node: &Node, found: Result<SocketAddr, String>) {
+    let is_new = node.set_registered(found.is_ok());
+    match found {
+        _ if !is_new => {}
+        Ok(address) => log::info!("registered in ZooKeeper at {address}"),
+        Err(cause) => log::warn!("not registered in ZooKeeper, trying again and again: {cause}"),
     }
 }
 
 /// Asks ZooKeeper for the tree that a former run of this root had; waits [`RECOVERY_LIMIT`] at most.
-#[must_use]
-pub fn find_tree(config: &Config) -> Recovery {
+pub fn find_tree(config: &Config) -> FormerTree {
     let deadline = Instant::now() + RECOVERY_LIMIT;
     let shape = shape(config);
     let mut servers = config.zookeeper.clone();
     let mut cause = format!("no answer within {} s", RECOVERY_LIMIT.as_secs());
     while !servers.is_empty() {
-        let reports = start_session(&servers, move |session, reports| {
-            recover(session, shape).map_or_else(
-                |cause| cause,
-                |recovery| {
-                    let _ = reports.send(Report::Found(recovery));
-                    ZkError::SessionExpired
-                },
-            )
-        });
+        let reports = start_session(&servers, move |session, _| recover(session, shape));
         while let Ok(report) = reports.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             match report {
-                Report::Found(recovery) => return recovery,
-                Report::Ended(ended) => cause = ended,
-                _ => {}
+                Report::Ended(Ok(former)) => return former,
+                Report::Ended(Err(ended)) => cause = ended,
+                Report::Answered | Report::Looked(_) => {}
             }
         }
         if Instant::now() + FIRST_PAUSE >= deadline {
             log::warn!("starting without the tree that ZooKeeper may have: {cause}");
-            return Recovery::NoAnswer;
+            return FormerTree::Unknown;
         }
         thread::sleep(FIRST_PAUSE);
         servers.rotate_left(1);
     }
-    Recovery::Off
+    FormerTree::None
 }
 
 fn shape(config: &Config) -> Shape {
@@ -155,53 +144,49 @@ fn shape(config: &Config) -> Shape {
 
 // -- a session's thread ------------------------------------------------------------------------
 
-/// Starts a thread that connects and does its `work`, which returns what ended it.
-fn start_session(
+/// Starts a thread that connects and does its `work`.
+fn start_session<T: Send + 'static>(
     servers: &[String],
-    work: impl FnOnce(&Session, &Sender<Report>) -> ZkError + Send + 'static,
-) -> Receiver<Report> {
+    work: impl FnOnce(&Session, &Sender<Report<T>>) -> ZkResult<T> + Send + 'static,
+) -> Receiver<Report<T>> {
     let (reports, receiver) = mpsc::channel();
     let (servers, sender) = (servers.to_vec(), reports.clone());
     let session = move || {
         let answers = sender.clone();
-        let cause = match Session::connect(&servers, move || answers.send(Report::Answered).is_ok()) {
-            Ok(session) => format!("{}: {:?}", session.address(), work(&session, &sender)),
-            Err(cause) => cause,
-        };
+        let connected = Session::connect(&servers, move || answers.send(Report::Answered).is_ok());
+        let done = connected
+            .and_then(|session| work(&session, &sender).map_err(|cause| format!("{}: {cause:?}", session.address())));
         // Nobody listens to a session that was given up on.
-        let _ = sender.send(Report::Ended(cause));
+        let _ = sender.send(Report::Ended(done));
     };
     if let Err(error) = thread::Builder::new().name("zookeeper".to_owned()).spawn(session) {
-        let _ = reports.send(Report::Ended(format!("could not start a thread: {error}")));
+        let _ = reports.send(Report::Ended(Err(format!("could not start a thread: {error}"))));
     }
     receiver
 }
 
 /// Looks after this node's znodes until the session is over.
-fn register(node: &Node, session: &Session, reports: &Sender<Report>) -> ZkResult<Infallible> {
+fn register(node: &Node, session: &Session, reports: &Sender<Report<Infallible>>) -> ZkResult<Infallible> {
     let mut live_owner = None;
     let mut mirrored = Vec::new();
     loop {
-        let checked = hold_live(session, &node.myself.name, &mut live_owner).and_then(|()| {
-            if node.config.is_root() {
-                mirror_table(session, node, &mut mirrored)?;
-            }
-            hold_place(session, node)
-        });
-        let report = match checked {
-            Ok(true) => Report::Registered(session.address()),
-            Ok(false) => Report::Incomplete("a node above this one is not known".to_owned()),
+        let looked = hold_live(session, &node.myself.name, &mut live_owner)
+            .and_then(|()| mirror_table(session, node, &mut mirrored))
+            .and_then(|()| hold_place(session, node));
+        let found = match looked {
+            Ok(true) => Ok(session.address()),
+            Ok(false) => Err("a node above this one is not known".to_owned()),
             // Somebody else changed what we were changing. The next look will see.
             Err(cause @ (ZkError::NoNode | ZkError::NotEmpty)) => {
                 mirrored.clear();
-                Report::Incomplete(format!("{}: {cause:?}", session.address()))
+                Err(format!("{}: {cause:?}", session.address()))
             }
             Err(cause) => return Err(cause),
         };
-        if reports.send(report).is_err() {
+        if reports.send(Report::Looked(found)).is_err() {
             return Err(ZkError::OperationTimeout);
         }
-        thread::sleep(CHECK_PAUSE);
+        thread::sleep(LOOK_PAUSE);
     }
 }
 
@@ -223,59 +208,63 @@ fn hold_live(session: &Session, name: &str, owner: &mut Option<i64>) -> ZkResult
 fn hold_place(session: &Session, node: &Node) -> ZkResult<bool> {
     let place = node.place();
     let wanted = place.and_then(|place| znodes::wanted(&place, node.config.node_id, &node.myself.url, node.run));
-    let Some((own, above)) = wanted.as_deref().and_then(<[Wanted]>::split_last) else { return Ok(false) };
-    if !session.exists(&own.path)? {
-        let tree = shape(&node.config).wanted();
-        for Wanted { path, data } in std::iter::once(&tree).chain(above) {
-            session.create(path, data, CreateMode::Persistent)?;
+    let Some((own, above)) = wanted.as_ref().and_then(|wanted| wanted.split_last()) else { return Ok(false) };
+    let path = full_path(&own.path);
+    if !session.exists(&path)? {
+        session.create(TREE, &znodes::write(&shape(&node.config)), CreateMode::Persistent)?;
+        for wanted in above {
+            session.create(&full_path(&wanted.path), &znodes::write(&wanted.data), CreateMode::Persistent)?;
         }
     }
-    session.write(own)?;
+    session.write(&path, &znodes::write(&own.data))?;
     Ok(true)
 }
 
-/// Makes the whole tree agree with the root's child table, if that has changed. So the place of a node that
-/// is away is kept, and one that moved leaves nothing behind, whether it still lives or not.
+/// Makes the whole tree agree with the root's child table, if this is the root and the table has changed. So the
+/// place of a node that is away is kept, and one that moved leaves nothing behind, whether it still lives or not.
 fn mirror_table(session: &Session, node: &Node, mirrored: &mut Vec<(u32, Option<u64>)>) -> ZkResult<()> {
-    let (runs, wanted) = {
-        let table = node.table();
-        let run = |(position, member): (u32, &Member)| (position, member.process.as_ref().map(|process| process.run));
-        let runs: Vec<_> = table.members().into_iter().map(run).collect();
-        if runs == *mirrored {
-            return Ok(());
+    let run = |(position, member): (u32, &Member)| (position, member.process.as_ref().map(|process| process.run));
+    let (runs, wanted) = match node.table() {
+        None => return Ok(()),
+        Some(table) => {
+            let runs: Vec<_> = table.members().into_iter().map(run).collect();
+            if runs == *mirrored {
+                return Ok(());
+            }
+            (runs, znodes::wanted_of_table(&table))
         }
-        (runs, znodes::wanted_of_table(&table))
     };
     let found = session.read_tree()?;
     for znode in znodes::misplaced(node.config.tree_depth, &wanted, &found) {
-        log::info!("deleting {} from ZooKeeper: the child table says otherwise", znode.full_path());
-        session.delete_whole(&znode.full_path())?;
+        let path = full_path(&znode.path);
+        log::info!("deleting {path} from ZooKeeper: the child table says otherwise");
+        session.delete_whole(&path)?;
     }
-    session.write(&shape(&node.config).wanted())?;
+    session.write(TREE, &znodes::write(&shape(&node.config)))?;
     for wanted in znodes::unsaid(&wanted, &found) {
-        session.write(wanted)?;
+        session.write(&full_path(&wanted.path), &znodes::write(&wanted.data))?;
     }
     *mirrored = runs;
     Ok(())
 }
 
 /// Reads the tree that a former run of this root had. One that does not fit is deleted.
-fn recover(session: &Session, shape: Shape) -> ZkResult<Recovery> {
-    let Some(kept_shape) = session.data(TREE)? else { return Ok(Recovery::Empty) };
+fn recover(session: &Session, shape: Shape) -> ZkResult<FormerTree> {
+    let Some(kept_shape) = session.data(TREE)? else { return Ok(FormerTree::None) };
     let found = session.read_tree()?;
-    Ok(match recovery::fit(shape, &kept_shape, &found) {
-        Ok(_) if found.is_empty() => Recovery::Empty,
-        Ok(Fitting { places, unreadable }) => {
-            for path in unreadable {
-                log::warn!("ignoring {path} in ZooKeeper: its data cannot be read");
+    Ok(match znodes::fit(shape, znodes::read(&kept_shape), &found) {
+        Ok(_) if found.is_empty() => FormerTree::None,
+        Ok(places) => {
+            for znode in found.iter().filter(|znode| znode.data.is_none()) {
+                log::warn!("ignoring {} in ZooKeeper: its data cannot be read", full_path(&znode.path));
             }
             log::info!("took {} places below the root from ZooKeeper's tree", places.len());
-            Recovery::Restored(places)
+            FormerTree::Places(places)
         }
         Err(cause) => {
             log::warn!("deleting ZooKeeper's tree, which does not fit: {cause}");
             session.delete_whole(TREE)?;
-            Recovery::Unfit
+            FormerTree::Unknown
         }
     })
 }

@@ -8,7 +8,7 @@
 //! the care for them.
 //!
 //! Invariant: a lost connection makes every call return an error, now and later. But a call may
-//! block for as long as a server hangs, or even panic: `registry.rs` makes up for that.
+//! block for as long as a server hangs, or even panic: `mod.rs` makes up for that.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use zookeeper::{Acl, CreateMode, ZkError, ZkResult, ZkState, ZooKeeper};
 
-use crate::zookeeper::znodes::{LIVE, TREE, Wanted, Znode};
+use super::znodes::{self, LIVE, TREE, Znode};
 
 /// The life of a session without a word from us, and so of the live znode of a node that died. Six checks:
 /// short, for people look there for who is alive; but a busy machine must not seem dead, and a
@@ -42,10 +42,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// Connects to the first server that says that it serves.
-    ///
-    /// # Errors
-    /// None does; the text says why, for each.
+    /// Connects to the first server that says that it serves; if none does, the text says why, for each.
     pub fn connect(servers: &[String], answered: impl Fn() -> bool + Send + 'static) -> Result<Self, String> {
         let address = find_server(servers)?;
         let zookeeper = ZooKeeper::connect(&address.to_string(), SESSION_LIFE, |_| {})
@@ -61,8 +58,7 @@ impl Session {
         Ok(Self { zookeeper, address, answered: Box::new(answered) })
     }
 
-    /// Where the server is.
-    #[must_use]
+    /// The server's.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -74,63 +70,46 @@ impl Session {
     }
 
     /// The session that holds an ephemeral znode, if there is that znode. Which is our own the client does not tell.
-    ///
-    /// # Errors
-    /// No answer to this.
     pub fn owner(&self, path: &str) -> ZkResult<Option<i64>> {
         self.call(|zk| zk.exists(path, false)).map(|stat| stat.map(|stat| stat.ephemeral_owner))
     }
 
     /// Whether there is that znode.
-    ///
-    /// # Errors
-    /// No answer to this.
     pub fn exists(&self, path: &str) -> ZkResult<bool> {
         self.owner(path).map(|owner| owner.is_some())
     }
 
     /// The data of a znode, if there is that znode.
-    ///
-    /// # Errors
-    /// No answer to this.
     pub fn data(&self, path: &str) -> ZkResult<Option<Vec<u8>>> {
         self.call(|zk| zk.get_data(path, false)).map(|(data, _)| Some(data)).or_else(none_if_gone)
     }
 
     /// All znodes of the tree, parents first.
-    ///
-    /// # Errors
-    /// No answer to this.
     pub fn read_tree(&self) -> ZkResult<Vec<Znode>> {
         let (mut found, mut unread) = (Vec::new(), vec![Vec::new()]);
         while let Some(above) = unread.pop() {
-            let path = [TREE.to_owned()].iter().chain(&above).cloned().collect::<Vec<_>>().join("/");
-            for name in self.call(|zk| zk.get_children(&path, false)).or_else(none_if_gone)? {
-                let data = self.data(&format!("{path}/{name}"))?.unwrap_or_default();
+            let full_path = znodes::full_path(&above);
+            for name in self.call(|zk| zk.get_children(&full_path, false)).or_else(none_if_gone)? {
+                let data = self.data(&format!("{full_path}/{name}"))?.unwrap_or_default();
                 let path = [&above[..], &[name]].concat();
-                found.push(Znode { path: path.clone(), data });
+                found.push(Znode { path: path.clone(), data: znodes::read(&data) });
                 unread.push(path);
             }
         }
         Ok(found)
     }
 
-    /// Makes a znode say what it should.
-    ///
-    /// # Errors
-    /// No answer to this, or one above is missing.
-    pub fn write(&self, Wanted { path, data }: &Wanted) -> ZkResult<()> {
+    /// Makes a znode say what it should; the one above must be there.
+    pub fn write(&self, path: &str, data: &[u8]) -> ZkResult<()> {
         match self.data(path)? {
-            Some(found) if found == *data => Ok(()),
-            Some(_) => self.call(|zk| zk.set_data(path, data.clone(), None)).map(drop),
+            Some(found) if found == data => Ok(()),
+            Some(_) => self.call(|zk| zk.set_data(path, data.to_vec(), None)).map(drop),
             None => self.create(path, data, CreateMode::Persistent),
         }
     }
 
-    /// Makes a znode unless it is there; above `TREE` and `LIVE` also the one that is missing.
-    ///
-    /// # Errors
-    /// No answer to this, or one above is missing.
+    /// Makes a znode unless it is there; above `TREE` and `LIVE` also the one that is missing. Else the one above
+    /// must be there.
     pub fn create(&self, path: &str, data: &[u8], mode: CreateMode) -> ZkResult<()> {
         let create = |path: &str, data: &[u8], mode| match self
             .call(|zk| zk.create(path, data.to_vec(), Acl::open_unsafe().clone(), mode))
@@ -148,9 +127,6 @@ impl Session {
     }
 
     /// Deletes a znode with all below it, even while somebody writes there.
-    ///
-    /// # Errors
-    /// No answer to this.
     pub fn delete_whole(&self, path: &str) -> ZkResult<()> {
         for _ in 0..DELETE_ATTEMPTS {
             for name in self.call(|zk| zk.get_children(path, false)).or_else(none_if_gone)? {

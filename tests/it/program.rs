@@ -32,7 +32,7 @@ fn a_taken_port_is_named() {
 fn other_arguments_are_answered_with_the_usage() {
     for arguments in [&["start"][..], &["--help"], &["health", "x"], &["show", "a", "b"], &[""]] {
         let ended = Process::run_to_end(arguments, &[("API_PORT", "0")]);
-        let usage = "usage: tree-cache [health | show [URL]]\n";
+        let usage = "usage: tree-cache [health | show [URL] | --version]\n";
         assert_eq!(ended, (Some(2), String::new(), usage.to_owned()), "{arguments:?}");
     }
 }

@@ -4,7 +4,7 @@
 //! else: no other origin is asked, no HTML is made from text, and no site can frame the page. Left out:
 //! drawing. The page does that itself, from what everybody can ask.
 
-use crate::http::server::Answer;
+use super::server::Answer;
 
 /// The page; one file, so that a node needs nothing beside its program.
 const PAGE: &str = include_str!("page.html");
@@ -18,22 +18,18 @@ const POLICY: &str = "default-src 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
 
 /// Whether the client of a `GET /` wants the page. Every browser names `text/html`; curl and nodes do not.
-#[must_use]
 pub fn is_wanted(accept: Option<&str>) -> bool {
     accept.is_some_and(|accept| accept.to_ascii_lowercase().contains("text/html"))
 }
 
-/// The page.
-#[must_use]
 pub fn page() -> Answer {
-    Answer { content_type: "text/html; charset=utf-8", ..Answer::json(200, PAGE.as_bytes()) }
+    Answer::new(200, "text/html; charset=utf-8", PAGE.as_bytes())
         .with_header("Content-Security-Policy", POLICY)
         .with_header("X-Content-Type-Options", "nosniff")
         .with_header("Cache-Control", "no-cache")
 }
 
 /// What clients can ask, as `OpenAPI` 3.1.
-#[must_use]
 pub fn description() -> Answer {
     Answer::json(200, include_bytes!("openapi.json").as_slice())
 }

@@ -26,14 +26,14 @@ fn each_path_and_method_is_one_call_that_says_who_may_ask_it() {
         ("GET", "/nodes?copies/k", Call::Nodes, Who::Anybody),
         ("GET", "/metrics", Call::Metrics, Who::Anybody),
         ("GET", "/openapi.json", Call::DescribeApi, Who::Anybody),
-        ("GET", "/store", Call::List { limit: 1000 }, Who::Anybody),
-        ("GET", "/store?x=1&limit=7", Call::List { limit: 7 }, Who::Anybody),
-        ("GET", "/store/a%2Fb", Call::Get { key: key() }, Who::Anybody),
-        ("HEAD", "/store/a%2fb?x=1", Call::Get { key: key() }, Who::Anybody),
-        ("PUT", "/store/a%2Fb", Call::Put { key: key() }, Who::Anybody),
-        ("DELETE", "/store/a%2Fb", Call::Delete { key: key() }, Who::Anybody),
-        ("GET", "/store/copies", Call::Get { key: "copies".to_owned() }, Who::Anybody),
-        ("GET", "/store/copies%2Fk", Call::Get { key: "copies/k".to_owned() }, Who::Anybody),
+        ("GET", "/store", Call::List(1000), Who::Anybody),
+        ("GET", "/store?x=1&limit=7", Call::List(7), Who::Anybody),
+        ("GET", "/store/a%2Fb", Call::Get(key()), Who::Anybody),
+        ("HEAD", "/store/a%2fb?x=1", Call::Get(key()), Who::Anybody),
+        ("PUT", "/store/a%2Fb", Call::Put(key()), Who::Anybody),
+        ("DELETE", "/store/a%2Fb", Call::Delete(key()), Who::Anybody),
+        ("GET", "/store/copies", Call::Get("copies".to_owned()), Who::Anybody),
+        ("GET", "/store/copies%2Fk", Call::Get("copies/k".to_owned()), Who::Anybody),
         ("POST", "/nodes", Call::Join, Who::Nodes),
         ("POST", "/nodes?x", Call::Join, Who::Nodes),
         ("GET", &format!("/{fetch_target}"), fetch(), Who::Nodes),
@@ -41,12 +41,35 @@ fn each_path_and_method_is_one_call_that_says_who_may_ask_it() {
         // The same with a host in front, as a proxy is asked.
         ("GET", "http://elsewhere:1", Call::Describe, Who::Anybody),
         ("GET", "http://elsewhere:1?/nodes", Call::Describe, Who::Anybody),
-        ("GET", "http://elsewhere:1/store/a%2Fb", Call::Get { key: key() }, Who::Anybody),
+        ("GET", "http://elsewhere:1/store/a%2Fb", Call::Get(key()), Who::Anybody),
         ("POST", "http://nodes/nodes", Call::Join, Who::Nodes),
         ("POST", "http://me:secret@elsewhere/nodes", Call::Join, Who::Nodes),
         ("GET", &format!("http://elsewhere:1/{fetch_target}"), fetch(), Who::Nodes),
     ] {
         assert_eq!(read(method, target), (Ok(call), who), "{method} {target}");
+    }
+}
+
+#[test]
+fn what_is_written_is_read() {
+    let key = || "a/b ř?".to_owned();
+    for call in [
+        Call::Describe,
+        Call::Nodes,
+        Call::Metrics,
+        Call::DescribeApi,
+        Call::List(7),
+        Call::Get(key()),
+        Call::Put(key()),
+        Call::Delete(key()),
+        Call::Join,
+        Call::Fetch { key: key(), holder: holder(), wait: Duration::from_millis(900) },
+        Call::Invalidate { key: key(), run: 7, level: 2 },
+    ] {
+        let (method, target) = call.write();
+        let Request { who, call: read } = Request::read(method, &target);
+        assert!(who == Who::Anybody || call.shows_token(), "{target}");
+        assert_eq!(read, Ok(call));
     }
 }
 
@@ -120,12 +143,13 @@ fn a_target_that_is_neither_a_path_nor_an_http_url_is_nothing() {
 #[test]
 fn whoever_is_no_node_learns_nothing_of_a_call_between_nodes() {
     for (method, target) in [("POST", "/nodes"), ("GET", "/copies/k?holder=me"), ("PUT", "http://h/copies/%zz")] {
-        let refused = Request::read(method, target).open(|| Err(Error::Unauthorized)).expect_err("a stranger asks");
-        assert!(matches!(refused, Error::Unauthorized), "{method} {target}: {refused}");
+        let refused =
+            Request::read(method, target).open(|| Err(Kind::Unauthorized.error("no"))).expect_err("a stranger asks");
+        assert_eq!(refused, Kind::Unauthorized.error("no"), "{method} {target}");
     }
     let open = |method, target| Request::read(method, target).open(|| panic!("anybody may ask this")).expect("a call");
     assert_eq!(open("GET", "/nodes"), Call::Nodes);
-    assert_eq!(open("GET", "/store/copies"), Call::Get { key: "copies".to_owned() });
+    assert_eq!(open("GET", "/store/copies"), Call::Get("copies".to_owned()));
     assert_eq!(Request::read("POST", "/nodes").open(|| Ok(())).expect("a node asks"), Call::Join);
 }
 
@@ -201,10 +225,10 @@ fn a_fuzz_finds_no_panic_and_no_call_between_nodes_that_is_open_to_a_stranger() 
                 | Call::Nodes
                 | Call::Metrics
                 | Call::DescribeApi
-                | Call::List { .. }
-                | Call::Get { .. }
-                | Call::Put { .. }
-                | Call::Delete { .. },
+                | Call::List(_)
+                | Call::Get(_)
+                | Call::Put(_)
+                | Call::Delete(_),
             ) => {
                 assert_eq!(who, Who::Anybody, "{said}");
                 for_anybody += 1;

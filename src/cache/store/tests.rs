@@ -1,0 +1,284 @@
+//! The rules, one decision at a time.
+
+use super::*;
+
+const LEASE: Duration = Duration::from_secs(5);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn value(json: &str) -> Value {
+    Value::from_raw(serde_json::from_str(json).unwrap())
+}
+
+fn leased(json: &str, lease: Duration) -> Leased {
+    Leased { value: Some(value(json)), lease }
+}
+
+fn holder(number: u64) -> Holder {
+    Holder { name: format!("NODE-{number}"), url: format!("http://h:{number}"), run: number }
+}
+
+const RUN: u64 = 7;
+
+fn store_of(is_root: bool, max_bytes: usize) -> (Store<u64>, Instant) {
+    let now = Instant::now();
+    (Store::new(Setup { is_root, run: RUN, max_bytes, lease: LEASE, started: now }), now)
+}
+
+fn root() -> (Store<u64>, Instant) {
+    store_of(true, 1 << 20)
+}
+
+fn node() -> (Store<u64>, Instant) {
+    store_of(false, 1 << 20)
+}
+
+/// Writes without waiting for anybody.
+fn write(store: &mut Store<u64>, key: &str, change: Write, now: Instant) -> Result<(), String> {
+    let ticket = store.queue_write(key, 0);
+    store.finish_write(key, ticket, Some(change), now).0
+}
+
+fn put(store: &mut Store<u64>, json: &str, now: Instant) {
+    write(store, "k", Write::Put(value(json), None), now).unwrap();
+}
+
+fn reading(reader: u64) -> Reading<'static, u64> {
+    Reading::new("k", None, reader)
+}
+
+fn begin_fetch(store: &mut Store<u64>, reader: u64, now: Instant) -> u64 {
+    match store.step_read(&mut reading(reader), now) {
+        Step::Fetch(number) => number,
+        step => panic!("{step:?} in place of a fetch"),
+    }
+}
+
+fn read_entry(store: &mut Store<u64>, now: Instant) -> Option<Value> {
+    store.answer_entry("k", None, now).value
+}
+
+fn grant(store: &mut Store<u64>, number: u64, now: Instant) -> Leased {
+    store.answer_entry("k", Some(&holder(number)), now)
+}
+
+fn read_copy(store: &mut Store<u64>, now: Instant) -> Option<Leased> {
+    store.answer_from_copy("k", None, now)
+}
+
+/// Tells the node, and lists whom it has to tell.
+fn invalidate(store: &mut Store<u64>, now: Instant) -> Vec<Record> {
+    store.invalidate("k", RUN, now).expect("it is meant for this run")
+}
+
+#[test]
+fn rule_1_a_node_passes_on_what_is_left_of_its_own_lease() {
+    let (mut store, now) = node();
+    let number = begin_fetch(&mut store, 1, now);
+    store.end_fetch(&reading(0), number, Some(&(leased("1", LEASE), now)), now + SECOND);
+    let other = holder(2);
+    let step = store.step_read(&mut Reading::new("k", Some(&other), 2), now + 2 * SECOND);
+    assert_eq!(step, Step::Answer(leased("1", 3 * SECOND), Source::Copy));
+    assert_eq!(invalidate(&mut store, now + 2 * SECOND)[0].ends, now + 2 * SECOND + 3 * SECOND * 11 / 10);
+}
+
+#[test]
+fn rule_1_value_and_lease_belong_together() {
+    let (mut store, now) = node();
+    // 1. A fetch of the old value is marked. 2. Another brings the new one, and it is kept.
+    let old = begin_fetch(&mut store, 1, now);
+    invalidate(&mut store, now);
+    let new = begin_fetch(&mut store, 2, now);
+    store.end_fetch(&reading(0), new, Some(&(leased("2", LEASE), now)), now);
+    // 3. The first ends: whoever asked for it gets no lease on the old value.
+    let (granted, _) =
+        store.end_fetch(&Reading::new("k", Some(&holder(3)), 0), old, Some(&(leased("1", LEASE), now)), now);
+    assert_eq!(granted, Some(leased("2", LEASE)));
+}
+
+#[test]
+fn rule_2_a_copy_lives_from_the_asking() {
+    let (mut store, now) = node();
+    let number = begin_fetch(&mut store, 1, now);
+    store.end_fetch(&reading(0), number, Some(&(leased("1", LEASE), now)), now + 4 * SECOND);
+    assert!(read_copy(&mut store, now + 4 * SECOND).is_some());
+    assert_eq!(read_copy(&mut store, now + LEASE), None);
+    let number = begin_fetch(&mut store, 1, now + LEASE);
+    store.end_fetch(&reading(0), number, Some(&(leased("1", Duration::ZERO), now + LEASE)), now + LEASE);
+    assert_eq!(store.gauges().copies, 0, "a lease of zero: keep nothing");
+}
+
+#[test]
+fn rule_3_nothing_is_granted_while_writers_are_in_the_queue() {
+    let (mut store, now) = root();
+    put(&mut store, "1", now);
+    assert_eq!(grant(&mut store, 1, now), leased("1", LEASE));
+    let (first, second) = (store.queue_write("k", 10), store.queue_write("k", 20));
+    assert!(matches!(store.take_turn("k", second, now), Turn::Wait));
+    assert!(matches!(store.take_turn("k", first, now), Turn::Go(holders) if holders.len() == 1));
+    assert_eq!(grant(&mut store, 2, now), leased("1", Duration::ZERO));
+    let (_, next) = store.finish_write("k", first, Some(Write::Put(value("2"), None)), now);
+    assert_eq!(next, Some(20), "the ban is handed on");
+    assert_eq!(grant(&mut store, 2, now), leased("2", Duration::ZERO));
+    let (_, next) = store.finish_write("k", second, None, now);
+    assert_eq!(next, None);
+    assert_eq!(grant(&mut store, 2, now), leased("2", LEASE), "who gave up changed nothing");
+}
+
+#[test]
+fn rule_5_a_fetch_under_way_is_marked_and_not_kept() {
+    let (mut store, now) = node();
+    let number = begin_fetch(&mut store, 1, now);
+    invalidate(&mut store, now);
+    let (answer, _) =
+        store.end_fetch(&Reading::new("k", Some(&holder(2)), 0), number, Some(&(leased("1", LEASE), now)), now);
+    assert_eq!(answer, Some(leased("1", Duration::ZERO)));
+    assert_eq!(store.gauges().copies + store.gauges().holders, 0);
+}
+
+#[test]
+fn rule_7_a_dropped_copy_leaves_its_records() {
+    let (mut store, now) = node();
+    let number = begin_fetch(&mut store, 1, now);
+    store.end_fetch(&Reading::new("k", Some(&holder(2)), 0), number, Some(&(leased("1", LEASE), now)), now);
+    assert_eq!(invalidate(&mut store, now).len(), 1);
+    // A second invalidation meets the first, which is not acknowledged yet.
+    assert_eq!(invalidate(&mut store, now).len(), 1);
+    store.sweep(now + LEASE);
+    assert_eq!(invalidate(&mut store, now + LEASE).len(), 1, "the record outlives the copy by a tenth");
+    store.sweep(now + 2 * LEASE);
+    assert_eq!(store.gauges().holders, 0);
+}
+
+#[test]
+fn rule_8_a_young_root_finishes_no_write() {
+    for (known, until) in [(false, 3 * SECOND), (true, LEASE * 11 / 10)] {
+        let (mut store, started) = root();
+        let now = started + SECOND / 2;
+        let until = if known { started + until } else { now + until };
+        store.expect_former_holders(known, 3 * SECOND, now);
+        let ticket = store.queue_write("k", 1);
+        assert!(matches!(store.take_turn("k", ticket, now), Turn::NotBefore(then) if then == until));
+        assert!(matches!(store.take_turn("k", ticket, until), Turn::Go(_)));
+        // What is known later lengthens the wait, and never shortens it.
+        store.expect_former_holders(!known, 3 * SECOND, now);
+        assert!(
+            matches!(store.take_turn("k", ticket, now), Turn::NotBefore(then) if then == started + LEASE * 11 / 10)
+        );
+    }
+}
+
+#[test]
+fn rule_8_a_node_that_started_again_does_not_answer_for_its_former_self() {
+    let (mut store, now) = node();
+    let number = begin_fetch(&mut store, 1, now);
+    store.end_fetch(&reading(0), number, Some(&(leased("1", LEASE), now)), now);
+    assert!(store.invalidate("k", RUN + 1, now).is_none());
+    assert!(read_copy(&mut store, now).is_some(), "what is meant for another run changes nothing");
+}
+
+#[test]
+fn what_is_abandoned_keeps_nobody_waiting() {
+    let (mut store, now) = node();
+    let number = begin_fetch(&mut store, 1, now);
+    let mut waits = reading(2);
+    assert_eq!(store.step_read(&mut waits, now), Step::Wait);
+    assert_eq!(store.abandon("k", number, now), [2]);
+    assert!(matches!(store.step_read(&mut waits, now), Step::Fetch(_)));
+
+    let (mut store, now) = root();
+    put(&mut store, "1", now);
+    let (first, second) = (store.queue_write("k", 10), store.queue_write("k", 20));
+    assert_eq!(store.abandon("k", first, now), [20]);
+    assert!(matches!(store.take_turn("k", second, now), Turn::Go(_)));
+    assert_eq!(store.abandon("k", second, now), [0; 0]);
+    assert_eq!(grant(&mut store, 1, now), leased("1", LEASE), "nothing was changed, and the ban is lifted");
+}
+
+#[test]
+fn rule_9_readers_share_what_was_sent_after_they_asked() {
+    let (mut store, now) = node();
+    let first = begin_fetch(&mut store, 1, now);
+    let (mut early, mut late) = (reading(2), reading(3));
+    assert_eq!(store.step_read(&mut early, now), Step::Wait);
+    let (_, woken) = store.end_fetch(&reading(0), first, Some(&(leased("1", Duration::ZERO), now)), now);
+    assert_eq!(woken, [2]);
+    // It was sent before the reader asked, so its answer may be too old for it: it fetches anew.
+    let Step::Fetch(second) = store.step_read(&mut early, now) else { panic!("no fetch") };
+    assert_eq!(store.step_read(&mut late, now), Step::Wait);
+    let mut waiting = Reading { came: Some(0), ..reading(4) };
+    assert_eq!(store.step_read(&mut waiting, now), Step::Wait);
+    store.end_fetch(&reading(0), second, Some(&(leased("2", Duration::ZERO), now)), now);
+    assert_eq!(
+        store.step_read(&mut waiting, now),
+        Step::Answer(leased("2", Duration::ZERO), Source::Fetch),
+        "sent after this one asked"
+    );
+    assert!(matches!(store.step_read(&mut late, now), Step::Fetch(_)));
+}
+
+#[test]
+fn rule_9_a_failed_or_marked_fetch_is_not_shared() {
+    let (mut store, now) = node();
+    let number = begin_fetch(&mut store, 1, now);
+    let mut waits = reading(2);
+    assert_eq!(store.step_read(&mut waits, now), Step::Wait);
+    assert_eq!(store.end_fetch(&reading(0), number, None, now), (None, vec![2]));
+    assert!(matches!(store.step_read(&mut waits, now), Step::Fetch(_)));
+    invalidate(&mut store, now);
+    begin_fetch(&mut store, 3, now);
+}
+
+#[test]
+fn no_copy_outlives_a_ttl_even_on_a_slow_clock() {
+    let (mut store, now) = root();
+    write(&mut store, "k", Write::Put(value("1"), Some(11 * SECOND / 10)), now).unwrap();
+    assert_eq!(grant(&mut store, 1, now), leased("1", SECOND));
+    let expiry = now + 11 * SECOND / 10;
+    assert!(read_entry(&mut store, now + SECOND).is_some());
+    assert_eq!(read_entry(&mut store, expiry), None);
+    assert_eq!(store.list(expiry).count(), 0);
+    store.sweep(expiry);
+    assert_eq!((store.gauges().entries, store.ends.len()), (0, 0));
+    // A value that replaces another has its own ttl, or none.
+    write(&mut store, "k", Write::Put(value("1"), Some(SECOND)), now).unwrap();
+    put(&mut store, "2", now);
+    store.sweep(now + 2 * SECOND);
+    assert_eq!(read_entry(&mut store, now + 2 * SECOND), Some(value("2")));
+    let for_years = Some(Duration::from_secs(1_000_000_000));
+    write(&mut store, "k", Write::Put(value("1"), for_years), now).unwrap();
+    assert_eq!(grant(&mut store, 1, now), leased("1", LEASE));
+}
+
+#[test]
+fn a_full_store_refuses_and_loses_nothing() {
+    let (mut store, now) = store_of(true, 2 * (ITEM_BYTES + 20));
+    put(&mut store, "1", now);
+    write(&mut store, "b", Write::Put(value("2"), Some(SECOND)), now).unwrap();
+    let held = store.gauges().bytes;
+    let long = Write::Put(value("\"much more than there is room for\""), None);
+    let refused = write(&mut store, "k", long.clone(), now).unwrap_err();
+    let needed = held + "\"much more than there is room for\"".len() - 1;
+    assert_eq!(refused, format!("the store is full: {needed} bytes are needed, {} are allowed", 2 * (ITEM_BYTES + 20)));
+    assert_eq!((read_entry(&mut store, now), store.gauges().bytes), (Some(value("1")), held));
+    assert_eq!(grant(&mut store, 1, now), leased("1", Duration::ZERO), "no room for a record");
+    put(&mut store, "3", now);
+    assert_eq!(store.gauges().bytes, held, "a value of the same length takes the room of the old one");
+    write(&mut store, "k", long, now + SECOND).expect("the other entry has expired");
+    for key in ["k", "b", "c"] {
+        write(&mut store, key, Write::Delete, now).unwrap();
+    }
+    assert_eq!((store.gauges().entries, store.gauges().bytes), (0, 0));
+}
+
+#[test]
+fn a_full_node_keeps_no_copy_and_a_sweep_makes_room() {
+    let (mut store, now) = store_of(false, ITEM_BYTES + 20);
+    for key in ["k", "l"] {
+        let mut reading = Reading::new(key, None, 1);
+        let Step::Fetch(number) = store.step_read(&mut reading, now) else { panic!() };
+        store.end_fetch(&reading, number, Some(&(leased("1", LEASE), now)), now);
+    }
+    assert_eq!((store.gauges().copies, store.list(now).count()), (1, 1));
+    assert!(!store.sweep(now + LEASE));
+    assert_eq!((store.gauges().copies, store.gauges().bytes), (0, 0));
+}

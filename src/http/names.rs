@@ -1,0 +1,43 @@
+//! Addresses of names, believed for a while: `ureq` alone looks each name up before each call.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use ureq::Error;
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::NextTimeout;
+
+/// How long an address is believed.
+const NAME_LIFE: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Default)]
+pub struct Names {
+    /// Guards the addresses of each authority, and when they were found.
+    found: Mutex<HashMap<String, (Instant, ResolvedSocketAddrs)>>,
+}
+
+impl Resolver for Names {
+    fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+        let name = uri.authority().ok_or(Error::HostNotFound)?.as_str();
+        if let Some((found_at, addresses)) = self.lock().get(name)
+            && found_at.elapsed() < NAME_LIFE
+        {
+            return Ok(addresses.clone());
+        }
+        // Whatever goes wrong here, nobody was reached.
+        let addresses = DefaultResolver::default().resolve(uri, config, timeout).map_err(|_| Error::HostNotFound)?;
+        let mut found = self.lock();
+        found.retain(|_, (found_at, _)| found_at.elapsed() < NAME_LIFE);
+        found.insert(name.to_owned(), (Instant::now(), addresses.clone()));
+        Ok(addresses)
+    }
+}
+
+impl Names {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, (Instant, ResolvedSocketAddrs)>> {
+        self.found.lock().expect("nothing panics under this lock")
+    }
+}

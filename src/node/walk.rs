@@ -1,0 +1,279 @@
+//! The walk up, the write, and the walk down: what the store decides, in turn, and the calls between.
+//!
+//! Invariants: whoever waits, waits by the clock. What was begun in the store is ended there, come what may.
+
+use std::sync::{Arc, mpsc};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use super::{Joined, Node, Role, lock};
+use crate::cache::leases::{Holder, Record, record_life};
+use crate::cache::store::{Leased, Reading, Source, Step, Turn, Write};
+use crate::http::client::{CallError, Reply, Sent};
+use crate::protocol::call::Call;
+use crate::protocol::error::{Error, Kind};
+use crate::tree::{ALIVE, NodeRef};
+
+/// What a read may take in all.
+pub const READ_LIMIT: Duration = Duration::from_secs(5);
+
+/// What an ancestor's answer needs to come back; the ancestor has so much less time than its asker.
+const ANSWER_TIME: Duration = Duration::from_millis(100);
+
+/// For how long an ancestor that gave no answer is not asked: it costs one reader its time limit, and not every
+/// reader after that one.
+const BACK_OFF: Duration = Duration::from_secs(5);
+
+/// What a forwarded write may take beyond what the root may have to wait for.
+const WRITE_SLACK: Duration = Duration::from_secs(1);
+
+/// What asking the root for the tree may take.
+const NODES_LIMIT: Duration = Duration::from_secs(2);
+
+/// Between two attempts to tell a holder that gave no answer.
+const RETELL_PAUSE: Duration = Duration::from_millis(100);
+
+/// A fetch or a write that was begun in the store under this number. Dropped in a panic, it is ended there: else
+/// whoever comes after it would wait for ever.
+struct Begun<'a> {
+    node: &'a Node,
+    key: &'a str,
+    number: u64,
+}
+
+impl Begun<'_> {
+    /// The store has ended it; these waited for that.
+    fn ended(self, waiting: impl IntoIterator<Item = Thread>) {
+        std::mem::forget(self);
+        waiting.into_iter().for_each(|thread| thread.unpark());
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        let waiting = self.node.store().abandon(self.key, self.number, Instant::now());
+        waiting.iter().for_each(Thread::unpark);
+    }
+}
+
+impl Node {
+    // -- the walk up ---------------------------------------------------------------------------
+
+    /// Reads a key, for a client or for another node that becomes its `holder`. It ends soon after
+    /// `deadline`, whatever happens.
+    pub fn read(&self, key: &str, holder: Option<&Holder>, deadline: Instant) -> Result<(Leased, Source), Error> {
+        let mut reading = Reading::new(key, holder, thread::current());
+        loop {
+            let now = Instant::now();
+            let step = self.store().step_read(&mut reading, now);
+            match step {
+                Step::Answer(answer, source) => return Ok((answer, source)),
+                Step::Fetch(number) => {
+                    let begun = Begun { node: self, key, number };
+                    let fetched = self.ask_ancestors(key, deadline);
+                    let now = Instant::now();
+                    let (answer, waiting) = self.store().end_fetch(&reading, number, fetched.as_ref().ok(), now);
+                    begun.ended(waiting);
+                    return match answer {
+                        Some(answer) => Ok((answer, Source::Fetch)),
+                        None => Err(fetched.expect_err("what an ancestor answered is an answer")),
+                    };
+                }
+                Step::Wait if now >= deadline => return Err(no_answer(key, &[])),
+                Step::Wait => thread::park_timeout(deadline - now),
+            }
+        }
+    }
+
+    /// Asks the ancestors, nearest first, until one answers; says when that one was asked.
+    fn ask_ancestors(&self, key: &str, deadline: Instant) -> Result<(Leased, Instant), Error> {
+        let Joined { place, .. } = self.joined()?;
+        let mut causes = Vec::new();
+        let mut above_asked = false;
+        for (steps, ancestor) in place.ancestors.iter().enumerate() {
+            let is_root = steps + 1 == place.ancestors.len();
+            // Rule 2: the copy's life begins here, before the fetch is sent.
+            let asked_at = Instant::now();
+            let left = deadline.saturating_duration_since(asked_at);
+            let limit = if is_root { left } else { left / 2 };
+            let wait = if is_root { left } else { limit.saturating_sub(ANSWER_TIME) };
+            if wait < ANSWER_TIME || (!is_root && (above_asked || self.is_passed_over(&ancestor.url, asked_at))) {
+                continue;
+            }
+            self.metrics.fetches_sent.count();
+            let NodeRef { name, url } = self.myself.clone();
+            let holder = Holder { name, url, run: self.run };
+            let call = Call::Fetch { key: key.to_owned(), holder, wait };
+            let cause = match self.client.fetch_copy(&ancestor.url, &call, limit) {
+                Ok(fetched) => return Ok((fetched, asked_at)),
+                Err(cause) => cause,
+            };
+            if !is_root && !matches!(cause, CallError::Refused { .. }) {
+                self.pass_over(&ancestor.url);
+            }
+            // That one has asked all above it. If each node asked them all again, a read at depth d would cost
+            // 2^(d-1) fetches while the root is dead; so only the root is asked once more.
+            above_asked |= matches!(cause, CallError::Refused { status: 503, .. });
+            causes.push(format!("from {} at {}: {cause}", ancestor.name, ancestor.url));
+        }
+        Err(no_answer(key, &causes))
+    }
+
+    fn is_passed_over(&self, url: &str, now: Instant) -> bool {
+        let Role::Other { passed_over, .. } = &self.role else { return false };
+        let mut passed_over = lock(passed_over);
+        passed_over.retain(|_, until| now < *until);
+        passed_over.contains_key(url)
+    }
+
+    fn pass_over(&self, url: &str) {
+        if let Role::Other { passed_over, .. } = &self.role {
+            lock(passed_over).insert(url.to_owned(), Instant::now() + BACK_OFF);
+        }
+    }
+
+    // -- the write -----------------------------------------------------------------------------
+
+    /// Changes a key at the root: invalidates first, then puts the change in place (rule 4). Without room the old
+    /// value stands.
+    pub fn write(self: &Arc<Self>, key: &str, change: Write) -> Result<(), Error> {
+        let ticket = self.store().queue_write(key, thread::current());
+        let begun = Begun { node: self, key, number: ticket };
+        let holders = self.wait_for_turn(key, ticket);
+        self.invalidate_holders(key, holders);
+        let (result, next) = self.store().finish_write(key, ticket, Some(change), Instant::now());
+        begun.ended(next);
+        result.map_err(|text| Kind::InsufficientStorage.error(text))?;
+        self.metrics.writes.count();
+        Ok(())
+    }
+
+    /// Waits for a writer's turn, and returns the holders that must be invalidated. Whoever is before it ends:
+    /// no writer waits longer than the longest record.
+    fn wait_for_turn(&self, key: &str, ticket: u64) -> Vec<Record> {
+        loop {
+            let now = Instant::now();
+            let turn = self.store().take_turn(key, ticket, now);
+            match turn {
+                Turn::Go(holders) => return holders,
+                Turn::NotBefore(then) => thread::park_timeout(then - now),
+                Turn::Wait => thread::park_timeout(READ_LIMIT),
+            }
+        }
+    }
+
+    /// Passes a client's write on to the root, once. Without an answer the error says whether it can have been applied.
+    pub fn forward(&self, call: &Call, body: &[u8]) -> Result<Reply, Error> {
+        // A young root waits with its first write (rule 8), a lost holder is waited for (rule 6).
+        let limit = record_life(self.joined()?.lease).max(ALIVE) + WRITE_SLACK;
+        self.pass_on(call, body, limit).map_err(|(text, cause)| {
+            Kind::ServiceUnavailable.error(match cause {
+                CallError::NoAnswer(_) => format!("{text}; whether it was applied is unknown"),
+                _ => format!("{text}; it was not applied"),
+            })
+        })
+    }
+
+    /// Asks the root for the tree, for a client.
+    pub fn ask_for_tree(&self) -> Result<Reply, Error> {
+        self.pass_on(&Call::Nodes, b"", NODES_LIMIT).map_err(|(text, _)| Kind::ServiceUnavailable.error(text))
+    }
+
+    fn pass_on(&self, call: &Call, body: &[u8], limit: Duration) -> Result<Reply, (String, CallError)> {
+        self.metrics.forwarded.count();
+        let (root_url, sent) = (&self.config.root_url, Sent { call, body, via: Some(&self.myself.name) });
+        self.client.send(root_url, &sent, limit).map_err(|cause| {
+            let (method, path) = call.write();
+            (format!("could not pass {method} {path} on to the root at {root_url}: {cause}"), cause)
+        })
+    }
+
+    // -- the walk down -------------------------------------------------------------------------
+
+    /// Makes sure that this node and all below it hold no copy of `key` (rule 5).
+    pub fn invalidate(self: &Arc<Self>, key: &str, run: u64, sender_level: u32) -> Result<(), Error> {
+        self.metrics.invalidations_received.count();
+        let refuse = |why: &str| Kind::Conflict.error(format!("{} is {why}", self.myself.name));
+        // Down only: two nodes that hold copies of each other's would tell each other for ever. That takes a
+        // tree whose places were reversed, or a stranger; either way the record runs out by itself.
+        if self.level() <= sender_level {
+            return Err(refuse("not below the node that sends this"));
+        }
+        let told = self.store().invalidate(key, run, Instant::now());
+        let holders = told.ok_or_else(|| refuse("another process now"))?;
+        self.invalidate_holders(key, holders);
+        Ok(())
+    }
+
+    /// Tells all these holders at the same time, and returns when each has acknowledged or its record
+    /// has run out. It waits by the clock: a call may return later, and its answer counts for nothing then.
+    fn invalidate_holders(self: &Arc<Self>, key: &str, mut waiting: Vec<Record>) {
+        let (sender, acknowledged) = mpsc::channel();
+        for record in waiting.clone() {
+            let (node, told_key, sender) = (Arc::clone(self), key.to_owned(), sender.clone());
+            let tell = move || {
+                if node.tell_holder(&told_key, &record) {
+                    // Nobody listens any more once the record has run out.
+                    let _ = sender.send(record);
+                }
+            };
+            if let Err(error) = self.pool.run(Box::new(tell)) {
+                log::error!("could not start a thread to invalidate {key:?}: {error}");
+            }
+        }
+        // So that the channel closes when all have been told.
+        drop(sender);
+        let left = |waiting: &[Record]| {
+            let last_end = waiting.iter().map(|record| record.ends).max();
+            last_end.map(|end| end.saturating_duration_since(Instant::now()))
+        };
+        while let Some(Ok(record)) = left(&waiting).map(|left| acknowledged.recv_timeout(left)) {
+            self.store().end_telling(key, &record, true, Instant::now());
+            waiting.retain(|other| other.holder != record.holder);
+        }
+        // Rule 6: who did not acknowledge holds its copy until its record has run out.
+        let Some(left) = left(&waiting) else { return };
+        self.metrics.silent_holder_waits.count();
+        thread::sleep(left);
+        for record in waiting {
+            log::info!("waited for {} at {} to let go of {key:?}", record.holder.name, record.holder.url);
+            self.store().end_telling(key, &record, false, Instant::now());
+        }
+    }
+
+    /// Tells one holder until it answers, or until its record has run out; whether it acknowledged.
+    fn tell_holder(&self, key: &str, record: &Record) -> bool {
+        loop {
+            let left = record.ends.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            self.metrics.invalidations_sent.count();
+            match self.client.invalidate_copy(&record.holder, key, self.level(), left) {
+                Ok(()) => return true,
+                // Another process answers there, or none of ours: rule 8.
+                Err(CallError::Refused { .. }) => return false,
+                Err(_) => thread::sleep(left.min(RETELL_PAUSE)),
+            }
+        }
+    }
+
+    fn joined(&self) -> Result<Joined, Error> {
+        let joined = match &self.role {
+            Role::Other { joined, .. } => lock(joined).clone(),
+            Role::Root { .. } => None,
+        };
+        joined.ok_or_else(not_joined)
+    }
+}
+
+/// Refuses what needs a place.
+pub fn not_joined() -> Error {
+    Kind::ServiceUnavailable.error("not joined yet")
+}
+
+fn no_answer(key: &str, causes: &[String]) -> Error {
+    let causes =
+        if causes.is_empty() { ": no ancestor answered in time".to_owned() } else { format!(" {}", causes.join("; ")) };
+    Kind::ServiceUnavailable.error(format!("could not fetch {key:?}{causes}"))
+}

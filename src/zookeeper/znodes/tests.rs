@@ -1,0 +1,137 @@
+//! Tables of znodes: what is wanted, what disagrees with the child table, and what can become one.
+
+use std::time::Instant;
+
+use super::*;
+use crate::tree::{Member, Process};
+
+fn path(text: &str) -> Vec<String> {
+    text.split('/').map(|id| format!("NODE-{id}")).collect()
+}
+
+fn znode(ids: &str, id: u32, position: u32) -> Znode {
+    let data = ZnodeData { id, url: format!("http://h:{id}"), run: u64::from(id) * 100, position };
+    Znode { path: path(ids), data: Some(data) }
+}
+
+fn tree() -> Vec<Znode> {
+    [("1", 1, 0), ("1/2", 2, 1), ("1/2/4", 4, 3), ("1/2/5", 5, 4), ("1/3", 3, 2), ("1/3/6", 6, 5), ("1/3/7", 7, 6)]
+        .map(|(ids, id, position)| znode(ids, id, position))
+        .into()
+}
+
+fn table(places: &[(u32, u32)]) -> Vec<Wanted> {
+    let process = Process { run: 9, url: String::new(), heard: Instant::now() };
+    let member = |id| Member { id, process: Some(process.clone()) };
+    let mut table = ChildTable::new(3, member(1));
+    for (id, position) in places {
+        table.admit(member(*id), Some(*position));
+    }
+    wanted_of_table(&table)
+}
+
+#[test]
+fn a_node_wants_its_own_znode_and_those_above() {
+    let node_ref = |id: u32| tree::NodeRef { name: tree::name(id), url: format!("http://h:{id}") };
+    let ancestors = vec![node_ref(2), node_ref(1)];
+    let mut place = Place { position: 3, path: Some(path("1/2/4")), ancestors, children: vec![] };
+    let znodes = wanted(&place, 4, "http://h:4", 44).unwrap();
+    let text =
+        |wanted: &Wanted| format!("{} {}", full_path(&wanted.path), String::from_utf8_lossy(&write(&wanted.data)));
+    assert_eq!(
+        znodes.iter().map(text).collect::<Vec<_>>(),
+        [
+            r#"/tree-cache/tree/NODE-1 {"id":1,"url":"http://h:1","run":0,"position":0}"#,
+            r#"/tree-cache/tree/NODE-1/NODE-2 {"id":2,"url":"http://h:2","run":0,"position":1}"#,
+            r#"/tree-cache/tree/NODE-1/NODE-2/NODE-4 {"id":4,"url":"http://h:4","run":44,"position":3}"#,
+        ]
+    );
+    // Its parent has not joined this run of the root.
+    place.ancestors.remove(0);
+    let znodes = wanted(&place, 4, "http://h:4", 44).unwrap();
+    assert_eq!(text(&znodes[1]), r#"/tree-cache/tree/NODE-1/NODE-2 {"id":2,"url":"","run":0,"position":1}"#);
+    place.path = None;
+    assert_eq!(wanted(&place, 4, "http://h:4", 44), None);
+}
+
+#[test]
+fn what_disagrees_with_the_table_is_misplaced() {
+    let right = [(2, 1), (3, 2), (4, 3), (5, 4), (6, 5), (7, 6)];
+    let swapped = [(3, 1), (2, 2), (4, 3), (5, 4), (6, 5), (7, 6)];
+    for (table_of, extra, expected) in [
+        (&right[..], None, &[][..]),
+        (&right, Some(znode("2", 2, 0)), &["2"]),
+        (&right, Some(znode("1/4", 4, 1)), &["1/4"]),
+        (&right, Some(znode("1/8", 8, 7)), &["1/8"]),
+        // Children stay where they are, below another node.
+        (&swapped, None, &["1/2/4", "1/2/5", "1/3/6", "1/3/7"]),
+        // Unknown to the table: their places are free, so they stay.
+        (&[(2, 1), (4, 3)], None, &[]),
+        // NODE-7 has the place that NODE-4 had.
+        (&[(2, 1), (7, 3)], None, &["1/2/4", "1/3/7"]),
+    ] {
+        let znodes: Vec<_> = tree().into_iter().chain(extra).collect();
+        let found = misplaced(3, &table(table_of), &znodes);
+        let expected: Vec<_> = expected.iter().map(|ids| path(ids)).collect();
+        assert_eq!(found.iter().map(|znode| znode.path.clone()).collect::<Vec<_>>(), expected);
+    }
+    let unreadable = Znode { path: path("1/9"), data: None };
+    assert_eq!(misplaced(3, &table(&right), &[unreadable]).len(), 0);
+}
+
+#[test]
+fn the_root_says_what_nobody_else_does() {
+    let right = [(2, 1), (3, 2), (4, 3), (5, 4), (6, 5), (7, 6)];
+    let mut znodes = tree();
+    znodes[1] = znode("1/2", 2, 2);
+    znodes[2].data = None;
+    znodes[3].data = read(br#"{"id":5,"url":"http://h:5","run":0,"position":4}"#);
+    znodes.remove(6);
+    let table = table(&right);
+    let unsaid: Vec<_> = unsaid(&table, &znodes).iter().map(|wanted| wanted.path.clone()).collect();
+    assert_eq!(unsaid, ["1/2", "1/2/4", "1/2/5", "1/3/7"].map(path), "all other runs differ");
+}
+
+const SHAPE: Shape = Shape { depth: 3, root_id: 1 };
+
+#[test]
+fn a_tree_that_fits_becomes_the_child_table() {
+    let places = [(1, 2), (3, 4), (4, 5), (2, 3), (5, 6), (6, 7)];
+    assert_eq!(fit(SHAPE, read(br#"{"depth":3,"root_id":1}"#), &tree()), Ok(places.into()));
+    assert_eq!(fit(SHAPE, None, &[]), Ok(vec![]), "none is one that fits");
+}
+
+#[test]
+fn what_cannot_be_read_is_left_out() {
+    for data in [&b""[..], b"{", b"[]", br#"{"id":2,"url":"http://h:2","run":-1,"position":1}"#] {
+        assert_eq!(read::<ZnodeData>(data), None);
+    }
+    assert_eq!(read::<Shape>(b"no shape either"), None);
+    let mut znodes = tree();
+    znodes[1].data = None;
+    let places = [(3, 4), (4, 5), (2, 3), (5, 6), (6, 7)];
+    assert_eq!(fit(SHAPE, None, &znodes), Ok(places.into()), "its path still counts for those below");
+}
+
+#[test]
+fn a_tree_that_does_not_fit_is_refused_with_the_reason() {
+    let shape = |depth, root_id| Some(Shape { depth, root_id });
+    for (kept, extra, cause) in [
+        (shape(2, 1), None, "its depth is 2 and its root is NODE-1"),
+        (shape(3, 2), None, "its depth is 3 and its root is NODE-2"),
+        (None, Some(znode("1/8", 8, 1)), "NODE-1/NODE-8 has id 8 and position 1, of 7"),
+        (None, Some(znode("1/2", 2, 7)), "NODE-1/NODE-2 has id 2 and position 7, of 7"),
+        (None, Some(znode("2", 2, 0)), "NODE-2 is no path from NODE-1 to NODE-2"),
+        (None, Some(znode("1/2", 3, 1)), "NODE-1/NODE-2 is no path from NODE-1 to NODE-3"),
+        (None, Some(znode("1/2/3", 3, 2)), "NODE-1/NODE-2/NODE-3 is no path to position 2"),
+        (None, Some(znode("1", 1, 1)), "NODE-1 is no path to position 1"),
+        (None, Some(znode("1/4", 4, 2)), "NODE-1/NODE-4 disagrees with another about NODE-4 or position 2"),
+        (None, Some(znode("1/3", 3, 1)), "NODE-1/NODE-3 disagrees with another about NODE-3 or position 1"),
+        (None, Some(znode("1/3/4", 4, 5)), "NODE-1/NODE-3/NODE-4 disagrees with another about NODE-4 or position 5"),
+        (None, Some(znode("1/5/7", 7, 6)), "NODE-1/NODE-5/NODE-7 disagrees with another about NODE-5 or position 2"),
+    ] {
+        let cause = if extra.is_some() { format!("/tree-cache/tree/{cause}") } else { cause.to_owned() };
+        let znodes: Vec<_> = tree().into_iter().chain(extra).collect();
+        assert_eq!(fit(SHAPE, kept, &znodes), Err(cause));
+    }
+}
