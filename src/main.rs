@@ -24,7 +24,6 @@ use std::time::Duration;
 
 use config::Config;
 use http::client::Client;
-use http::pool::Pool;
 use http::{api, sentinel, server};
 use node::{Node, join};
 
@@ -74,14 +73,13 @@ fn run() -> Result<(), String> {
 
     // Serving comes before joining: the root asks a node that joins whether it can be reached.
     let max_value_bytes = config.max_value_bytes;
-    let pool = Pool::new();
-    let node = Arc::new(Node::new(config, address, Arc::clone(&pool)));
+    let node = Arc::new(Node::new(config, address));
     let served = Arc::clone(&node);
     let handler = move |incoming: Result<server::Incoming, _>| api::handle(&served, incoming);
     let (fatal, ended) = mpsc::channel();
     let server_fatal = fatal.clone();
     let report = move |error| drop(server_fatal.send(error));
-    server::serve(listener, max_value_bytes, pool, Arc::new(handler), report)
+    server::serve(listener, max_value_bytes, Box::new(handler), report)
         .map_err(|error| format!("could not serve {address}: {error}"))?;
 
     let swept = Arc::clone(&node);

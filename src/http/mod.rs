@@ -1,12 +1,11 @@
 //! HTTP, on both sides: the API, the server under it, the page, and the client for the other nodes.
 //!
-//! `api` is where a call meets the node. `server`, `pool` and `sentinel` know nothing of nodes, `client` and
+//! `api` is where a call meets the node. `server` and `sentinel` know nothing of nodes, `client` and
 //! `names` nothing of what is held.
 
 pub mod api;
 pub mod client;
 mod names;
 mod page;
-pub mod pool;
 pub mod sentinel;
 pub mod server;

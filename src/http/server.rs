@@ -1,9 +1,10 @@
-//! The HTTP server: `tiny_http`, one thread for each connection that has a request, and what `tiny_http` does not do itself.
+//! The HTTP server: `tiny_http`, threads that take turns, and what `tiny_http` lacks.
 //!
-//! A request goes from the accepting loop to the [`Dispatcher`], from there to a thread of the
-//! [`Pool`], whose handler turns it into an [`Answer`]. Three invariants: the accepting loop never
-//! waits for a handler or a client; a connection never has more than one thread; one bad request
-//! ends nothing but itself. `sentinel.rs` keeps the server from going deaf.
+//! Leader and followers: threads wait in `recv()`. Whoever gets a request makes sure that somebody else still
+//! waits, and carries it out itself, so no request is handed from one thread to another.
+//!
+//! Invariants: while a request is carried out, somebody waits for the next one. A connection never has more than
+//! one thread. One bad request ends nothing but itself. `sentinel.rs` keeps the server from going deaf.
 //!
 //! Left out: TLS; a limit on headers and on silent clients (`tiny_http` offers neither, and
 //! `SO_RCVTIMEO` on the listener would end accepting after that time).
@@ -12,13 +13,14 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{self, Cursor, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tiny_http::{Header, Request, Response, StatusCode};
 
-use super::pool::Pool;
 use super::sentinel::Sentinel;
 use crate::protocol::error::{Error, Kind};
 use crate::protocol::messages::{self, ErrorAnswer};
@@ -31,6 +33,9 @@ const SEND_LIMIT: Duration = Duration::from_secs(5);
 
 /// Connections that the kernel may hold for us while all are being accepted.
 const BACKLOG: i32 = 1024;
+
+/// So many threads stay to wait for requests; a further one ends when it has nothing to do.
+const SPARE_THREADS: usize = 8;
 
 /// A request as the handler sees it: its body has been read whole.
 pub struct Incoming<'a> {
@@ -116,72 +121,102 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 pub fn serve(
     listener: TcpListener,
     max_body_bytes: usize,
-    pool: Arc<Pool>,
-    handler: Arc<Handler>,
-    fatal: impl Fn(String) + Clone + Send + 'static,
+    handler: Box<Handler>,
+    fatal: impl Fn(String) + Clone + Send + Sync + 'static,
 ) -> io::Result<()> {
-    let mut sentinel = Sentinel::start(listener.local_addr()?, fatal.clone())?;
-    let server = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
-    let dispatcher = Arc::new(Dispatcher { connections: Mutex::default(), pool, max_body_bytes, handler });
-    std::thread::Builder::new().name("accept".to_owned()).spawn(move || {
-        // Not `incoming_requests()`: that iterator just ends when accepting fails.
-        let error = loop {
-            match server.recv() {
-                Ok(request) => {
-                    let client = *request.remote_addr().expect("a TCP connection has an address");
-                    sentinel.notice_request(client);
-                    dispatcher.dispatch(client, request);
-                }
-                Err(error) => break error,
-            }
-        };
-        fatal(format!("could not accept connections any more: {error}"));
-    })?;
-    Ok(())
+    let sentinel = Sentinel::start(listener.local_addr()?, fatal.clone())?;
+    let http = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
+    let (connections, waiting) = (Mutex::new((HashMap::new(), sentinel)), AtomicUsize::new(0));
+    let server = Server { http, connections, waiting, max_body_bytes, handler, fatal: Box::new(fatal) };
+    Arc::new(server).start_thread()
 }
 
-/// Gives each connection that has requests one thread.
-struct Dispatcher {
-    /// The connections that have a thread, with their requests that wait. `tiny_http` delivers
-    /// pipelined requests at once: with a thread for each of them, 200,000 pipelined GETs killed
-    /// the process in 4 s.
-    connections: Mutex<HashMap<SocketAddr, VecDeque<Request>>>,
-    pool: Arc<Pool>,
+/// The connections that have a thread, with their requests that wait. `tiny_http` delivers pipelined requests at
+/// once: with a thread for each of them, 200,000 pipelined GETs killed the process in 4 s.
+type Connections = HashMap<SocketAddr, VecDeque<Request>>;
+
+struct Server {
+    http: tiny_http::Server,
+    /// Guards who has a thread, and the sentinel, which is told of every request.
+    connections: Mutex<(Connections, Sentinel)>,
+    /// Threads that wait for a request, or are about to.
+    waiting: AtomicUsize,
     max_body_bytes: usize,
-    handler: Arc<Handler>,
+    handler: Box<Handler>,
+    fatal: Box<dyn Fn(String) + Send + Sync>,
 }
 
-impl Dispatcher {
-    fn dispatch(self: &Arc<Self>, client: SocketAddr, request: Request) {
-        let mut connections = self.connections();
-        if let Some(waiting) = connections.get_mut(&client) {
-            return waiting.push_back(request);
+impl Server {
+    fn start_thread(self: &Arc<Self>) -> io::Result<()> {
+        let server = Arc::clone(self);
+        self.waiting.fetch_add(1, SeqCst);
+        let started = thread::Builder::new().name("serve".to_owned()).spawn(move || server.take_turns());
+        if started.is_err() {
+            self.waiting.fetch_sub(1, SeqCst);
         }
-        connections.insert(client, VecDeque::from([request]));
-        drop(connections);
-        let dispatcher = Arc::clone(self);
-        if let Err(error) = self.pool.run(Box::new(move || dispatcher.serve(client))) {
-            log::error!("could not start a thread for {client}: {error}");
-            let waiting = self.connections().remove(&client);
-            for request in waiting.into_iter().flatten() {
-                // Here, for want of another thread. If this client makes us wait, the sentinel ends the process.
-                send(request, (self.handler)(Err(Kind::ServiceUnavailable.error("this node has no thread left"))));
+        started.map(drop)
+    }
+
+    /// Waits for requests and carries them out, while not too many others wait.
+    fn take_turns(self: &Arc<Self>) {
+        loop {
+            let request = match self.next_request() {
+                Ok(request) => request,
+                Err(error) => return (self.fatal)(format!("could not accept connections any more: {error}")),
+            };
+            let client = *request.remote_addr().expect("a TCP connection has an address");
+            if !self.enqueue(client, request) {
+                continue;
+            }
+            if self.waiting.fetch_sub(1, SeqCst) == 1
+                && let Err(error) = self.start_thread()
+            {
+                // Nobody waits until this request is done. If its client makes us wait, the sentinel ends the process.
+                log::error!("could not start a thread: {error}");
+            }
+            while let Some(request) = self.next_of(client) {
+                // The panic hook has logged it. The request was dropped, which made tiny_http answer 500.
+                let _ = catch_unwind(AssertUnwindSafe(|| self.handle(request)));
+            }
+            let one_more = |waiting| (waiting < SPARE_THREADS).then_some(waiting + 1);
+            if self.waiting.fetch_update(SeqCst, SeqCst, one_more).is_err() {
+                return;
             }
         }
     }
 
-    /// Answers the requests of one connection, one after another, while there are any.
-    fn serve(&self, client: SocketAddr) {
-        loop {
-            let mut connections = self.connections();
-            let Some(request) = connections.get_mut(&client).and_then(VecDeque::pop_front) else {
-                connections.remove(&client);
-                return;
-            };
-            drop(connections);
-            // The panic hook has logged it. The request was dropped, which made tiny_http answer 500.
-            let _ = catch_unwind(AssertUnwindSafe(|| self.handle(request)));
+    /// Not `incoming_requests()`: that iterator just ends when accepting fails.
+    fn next_request(&self) -> io::Result<Request> {
+        // A wait in `recv()` costs two context switches. The clients' threads run while we yield, and often there
+        // are several requests after that: worth a third of the throughput.
+        if let Some(request) = self.http.try_recv()? {
+            return Ok(request);
         }
+        thread::yield_now();
+        self.http.try_recv()?.map_or_else(|| self.http.recv(), Ok)
+    }
+
+    /// Puts a request in the queue of its connection; whether that has no thread yet, so that this one must serve it.
+    fn enqueue(&self, client: SocketAddr, request: Request) -> bool {
+        let (connections, sentinel) = &mut *self.connections();
+        sentinel.notice_request(client);
+        let waiting = connections.get_mut(&client);
+        let is_new = waiting.is_none();
+        match waiting {
+            Some(waiting) => waiting.push_back(request),
+            None => drop(connections.insert(client, VecDeque::from([request]))),
+        }
+        is_new
+    }
+
+    /// The next request of a connection; when there is none, it has no thread any more.
+    fn next_of(&self, client: SocketAddr) -> Option<Request> {
+        let (connections, _) = &mut *self.connections();
+        let request = connections.get_mut(&client).and_then(VecDeque::pop_front);
+        if request.is_none() {
+            connections.remove(&client);
+        }
+        request
     }
 
     fn handle(&self, mut request: Request) {
@@ -190,8 +225,8 @@ impl Dispatcher {
         send(request, answer);
     }
 
-    fn connections(&self) -> MutexGuard<'_, HashMap<SocketAddr, VecDeque<Request>>> {
-        self.connections.lock().expect("no handler runs under this lock")
+    fn connections(&self) -> MutexGuard<'_, (Connections, Sentinel)> {
+        self.connections.lock().expect("nothing panics under this lock")
     }
 }
 
@@ -271,3 +306,6 @@ fn send_undrained(request: Request, answer: &Answer) {
 fn find_header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {
     request.headers().iter().find(|header| header.field.equiv(name)).map(|header| header.value.as_str())
 }
+
+#[cfg(test)]
+mod tests;

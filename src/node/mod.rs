@@ -17,7 +17,6 @@ use crate::cache::store::{Gauges, Setup, Store};
 use crate::cache::value::Value;
 use crate::config::Config;
 use crate::http::client::Client;
-use crate::http::pool::Pool;
 use crate::metrics::Metrics;
 use crate::protocol::error::{Error, Kind};
 use crate::tree::{self, ALIVE, ChildTable, FormerTree, Member, NodeRef, Place, Process};
@@ -38,8 +37,6 @@ pub struct Node {
     pub started: Instant,
     pub client: Client,
     pub metrics: Metrics,
-    /// The threads that serve; those that tell holders are taken from the same ones.
-    pool: Arc<Pool>,
     /// Guards all that is held.
     store: Mutex<Store<Thread>>,
     role: Role,
@@ -76,7 +73,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Node {
     /// A node that listens on `address` and has no place yet.
-    pub fn new(config: Config, address: SocketAddr, pool: Arc<Pool>) -> Self {
+    pub fn new(config: Config, address: SocketAddr) -> Self {
         let started = Instant::now();
         // Random keys of a hasher are the standard library's only source of randomness. 53 bits, so
         // that a reader of JSON that knows only floating point keeps the number whole.
@@ -94,7 +91,6 @@ impl Node {
             started,
             client: Client::new(config.token.as_deref()),
             metrics: Metrics::default(),
-            pool,
             store: Mutex::new(Store::new(Setup { is_root, run, max_bytes, lease, started })),
             role,
             registered: Mutex::default(),

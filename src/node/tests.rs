@@ -11,7 +11,7 @@ pub fn young_root() -> Arc<Node> {
         _ => None,
     };
     let config = Config::from_lookup(variables).expect("these are allowed");
-    Arc::new(Node::new(config, "127.0.0.1:9".parse().expect("an address"), Pool::new()))
+    Arc::new(Node::new(config, "127.0.0.1:9".parse().expect("an address")))
 }
 
 /// When the root will finish a write.

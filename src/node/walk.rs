@@ -217,7 +217,7 @@ impl Node {
                     let _ = sender.send(record);
                 }
             };
-            if let Err(error) = self.pool.run(Box::new(tell)) {
+            if let Err(error) = thread::Builder::new().name("tell".to_owned()).spawn(tell) {
                 log::error!("could not start a thread to invalidate {key:?}: {error}");
             }
         }
