@@ -80,11 +80,8 @@ impl Holders {
         let holder = self.intern(holder);
         let key = self.records.get_key_value(key).map_or_else(|| Key::from(key), |(key, _)| Arc::clone(key));
         self.ends.insert((ends, number), Arc::clone(&key));
-        self.records.entry(key).or_insert_with(|| Vec::with_capacity(USUAL_HOLDERS)).push(Record {
-            holder,
-            ends,
-            number,
-        });
+        let record = Record { holder, ends, number };
+        self.records.entry(key).or_insert_with(|| Vec::with_capacity(USUAL_HOLDERS)).push(record);
         self.bytes += bytes;
         lease
     }

@@ -1,7 +1,7 @@
 //! What a node holds and has promised: entries at the root, copies elsewhere, and records of who was granted a copy.
 //!
 //! Pure: no lock, no I/O, no clock of its own. What a rule says must happen in one hold of the lock is one method
-//! of the [`store::Store`], and `node/walk.rs` only calls these in turn. So [`simulation`] can run the rules under
+//! of the [`store::Store`], and `node/walk.rs` only calls these in turn. So `simulation.rs` can run the rules under
 //! a clock that it makes up.
 //!
 //! # The lease rules

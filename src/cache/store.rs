@@ -88,6 +88,9 @@ pub enum Write {
     Delete,
 }
 
+/// Why there is no room, if there is none, and the next writer, if one waits.
+type Finished<W> = (Result<(), String>, Option<W>);
+
 /// What an entry or a copy takes beside its text. Measured: 160 bytes, and a little more just after the
 /// map has grown.
 const ITEM_BYTES: usize = 176;
@@ -106,22 +109,18 @@ pub struct Gauges {
     pub bytes: usize,
 }
 
+/// A key's value here: an entry at the root, a copy elsewhere.
 #[derive(Debug)]
-struct Entry {
+struct Item {
     value: Value,
-    expires: Option<Instant>,
+    /// When the copy's lease ends, or the entry expires, if it does.
+    ends: Option<Instant>,
 }
 
-impl Entry {
+impl Item {
     fn is_valid(&self, now: Instant) -> bool {
-        self.expires.is_none_or(|expires| now < expires)
+        self.ends.is_none_or(|ends| now < ends)
     }
-}
-
-#[derive(Debug)]
-struct KeptCopy {
-    value: Value,
-    ends: Instant,
 }
 
 #[derive(Debug)]
@@ -150,22 +149,19 @@ pub struct Setup {
 #[derive(Debug)]
 pub struct Store<W> {
     setup: Setup,
-    /// What entries and copies count.
+    /// What the items count.
     text_bytes: usize,
     /// Reads, fetches and writers are numbered in one sequence.
     last_number: u64,
-    /// The truth; only at the root.
-    entries: HashMap<Key, Entry>,
-    /// Only at other nodes.
-    copies: HashMap<Key, KeptCopy>,
-    /// Who was granted a copy of an entry or of a copy.
+    items: HashMap<Key, Item>,
+    /// Who was granted a copy of them.
     holders: Holders,
     fetches: HashMap<Key, Vec<Fetch<W>>>,
     /// The writers of a key, first come first served. While there are any, nothing is granted (rule 3).
     writers: HashMap<Key, VecDeque<(u64, W)>>,
     /// The root finishes no write before (rule 8).
     quiet_until: Option<Instant>,
-    /// When copies end and entries expire.
+    /// When items end.
     ends: BTreeSet<(Instant, Key)>,
 }
 
@@ -175,8 +171,7 @@ impl<W: Clone> Store<W> {
             setup,
             text_bytes: 0,
             last_number: 0,
-            entries: HashMap::new(),
-            copies: HashMap::new(),
+            items: HashMap::new(),
             holders: Holders::default(),
             fetches: HashMap::new(),
             writers: HashMap::new(),
@@ -190,125 +185,14 @@ impl<W: Clone> Store<W> {
         self.setup.lease = lease;
     }
 
-    // -- the root: entries and writes ----------------------------------------------------------
-
-    /// Answers a read at the root, for a holder with a lease.
-    fn answer_entry(&mut self, key: &str, holder: Option<&Holder>, now: Instant) -> Leased {
-        let Some(entry) = self.entries.get(key).filter(|entry| entry.is_valid(now)) else { return Leased::once(None) };
-        let (value, expires) = (Some(entry.value.clone()), entry.expires);
-        // Rule 3. Without it:
-        // 1. A write lists the holders, and begins to invalidate them.
-        // 2. A node fetches, and gets a lease on the old value.
-        // 3. The write ends. Nobody has told that node.
-        let Some(holder) = holder.filter(|_| !self.writers.contains_key(key)) else { return Leased::once(value) };
-        // The copy must be gone when the entry expires, even where the clock is a tenth slower.
-        let full = self.setup.lease;
-        let lease = expires.map_or(full, |expires| full.min((expires - now).min(2 * full) * 10 / 11));
-        Leased { value, lease: self.grant(key, holder, lease, now) }
-    }
-
-    /// Puts a writer in the queue of its key; the returned number is its ticket. From here on
-    /// nothing of this key is granted, until [`Store::finish_write`] of the last in the queue.
-    pub fn queue_write(&mut self, key: &str, writer: W) -> u64 {
-        let ticket = self.next_number();
-        match self.writers.get_mut(key) {
-            Some(queue) => queue.push_back((ticket, writer)),
-            None => drop(self.writers.insert(key.into(), VecDeque::from([(ticket, writer)]))),
-        }
-        ticket
-    }
-
-    /// Whether it is that writer's turn and, if so, whom it must invalidate first (rule 4).
-    pub fn take_turn(&mut self, key: &str, ticket: u64, now: Instant) -> Turn {
-        let first = self.writers.get(key).and_then(VecDeque::front).map(|(first, _)| *first);
-        match self.quiet_until {
-            _ if first != Some(ticket) => Turn::Wait,
-            Some(quiet_until) if now < quiet_until => Turn::NotBefore(quiet_until),
-            // Nothing has been granted since the ban, which is older than this list: the list is whole (rule 4).
-            _ => Turn::Go(self.holders.list(key, now)),
-        }
-    }
-
-    /// Ends a writer's turn: puts its change in place, or none if it gives up. The ban on grants is
-    /// lifted in the same hold of the lock, or handed on to the next writer, who must be woken. Without room the
-    /// old value stands.
-    pub fn finish_write(
-        &mut self,
-        key: &str,
-        ticket: u64,
-        change: Option<Write>,
-        now: Instant,
-    ) -> (Result<(), String>, Option<W>) {
-        let result = match change {
-            Some(Write::Put(value, ttl)) => self.put(key, value, ttl, now),
-            Some(Write::Delete) => {
-                self.remove_entry(key);
-                Ok(())
-            }
-            None => Ok(()),
-        };
-        let queue = self.writers.get_mut(key).expect("a writer stays in its queue until it is finished");
-        queue.retain(|(queued, _)| *queued != ticket);
-        let next = queue.front().map(|(_, writer)| writer.clone());
-        if next.is_none() {
-            self.writers.remove(key);
-        }
-        (result, next)
-    }
-
-    /// Lets no write finish while nodes may hold what a former run of this root granted (rule 8). Where it is known
-    /// that there was one, for the life of its last record, which is older than this process. Else for so long as
-    /// nodes that outlived it, and say so when they join, may take to come back; `joins_take` counts from now,
-    /// since no join was answered before.
-    pub fn expect_former_holders(&mut self, known: bool, joins_take: Duration, now: Instant) {
-        let until = if known { self.setup.started + record_life(self.setup.lease) } else { now + joins_take };
-        self.quiet_until = self.quiet_until.max(Some(until));
-    }
-
-    fn put(&mut self, key: &str, value: Value, ttl: Option<Duration>, now: Instant) -> Result<(), String> {
-        let added = item_bytes(key, &value);
-        let needed = |store: &Self| {
-            let freed = store.entries.get(key).map_or(0, |old| item_bytes(key, &old.value));
-            store.bytes() - freed + added
-        };
-        if needed(self) > self.setup.max_bytes {
-            // What has ended needs no room.
-            while self.sweep(now) {}
-        }
-        let needed_bytes = needed(self);
-        if needed_bytes > self.setup.max_bytes {
-            let allowed = self.setup.max_bytes;
-            return Err(format!("the store is full: {needed_bytes} bytes are needed, {allowed} are allowed"));
-        }
-        self.remove_entry(key);
-        self.text_bytes += added;
-        let key = Key::from(key);
-        let expires = ttl.map(|ttl| now + ttl);
-        self.ends.extend(expires.map(|expires| (expires, Arc::clone(&key))));
-        self.entries.insert(key, Entry { value, expires });
-        Ok(())
-    }
-
-    fn remove_entry(&mut self, key: &str) {
-        if let Some((key, old)) = self.entries.remove_entry(key) {
-            self.text_bytes -= item_bytes(&key, &old.value);
-            if let Some(expires) = old.expires {
-                self.ends.remove(&(expires, key));
-            }
-        }
-    }
-
-    // -- the other nodes: copies and fetches ---------------------------------------------------
+    // -- reads ---------------------------------------------------------------------------------
 
     /// Takes a read one step further; called first with a fresh [`Reading`], and again whenever the reader is woken.
     /// A read for another node is granted a lease.
     pub fn step_read(&mut self, reading: &mut Reading<W>, now: Instant) -> Step {
         let Reading { key, holder, .. } = *reading;
-        if self.setup.is_root {
-            return Step::Answer(self.answer_entry(key, holder, now), Source::Entry);
-        }
-        if let Some(answer) = self.answer_from_copy(key, holder, now) {
-            return Step::Answer(answer, Source::Copy);
+        if let Some(answer) = self.answer_here(key, holder, now) {
+            return Step::Answer(answer, if self.setup.is_root { Source::Entry } else { Source::Copy });
         }
         let came = *reading.came.get_or_insert_with(|| self.next_number());
         if let Some((number, outcome)) = &reading.shared {
@@ -329,10 +213,7 @@ impl<W: Clone> Store<W> {
         }
         let number = self.next_number();
         let fetch = Fetch { number, marked: false, outcome: Arc::default(), waiting: Vec::new() };
-        match self.fetches.get_mut(key) {
-            Some(fetches) => fetches.push(fetch),
-            None => drop(self.fetches.insert(key.into(), vec![fetch])),
-        }
+        self.fetches.entry(key.into()).or_default().push(fetch);
         Step::Fetch(number)
     }
 
@@ -358,7 +239,7 @@ impl<W: Clone> Store<W> {
         fetch.outcome.set(outcome.clone()).expect("it is ended once");
         // Value and lease belong together (rule 1): a lease is granted only on the copy that is here,
         // which need not be what this fetch brought.
-        let from_copy = self.answer_from_copy(key, holder, now);
+        let from_copy = self.answer_here(key, holder, now);
         (from_copy.or(outcome.map(Leased::once)), fetch.waiting)
     }
 
@@ -396,37 +277,108 @@ impl<W: Clone> Store<W> {
         if run != self.setup.run {
             return None;
         }
-        self.drop_copy(key);
+        self.remove(key);
         for fetch in self.fetches.get_mut(key).into_iter().flatten() {
             fetch.marked = true;
         }
         Some(self.holders.list(key, now))
     }
 
-    fn answer_from_copy(&mut self, key: &str, holder: Option<&Holder>, now: Instant) -> Option<Leased> {
-        let copy = self.copies.get(key).filter(|copy| now < copy.ends)?;
-        let (value, left) = (copy.value.clone(), copy.ends - now);
-        // Rule 1: what is left of this copy's lease, so that no copy outlives its source.
-        let lease = holder.map_or(Duration::ZERO, |holder| self.grant(key, holder, left, now));
-        Some(Leased { value: Some(value), lease })
+    /// Answers a read from what is here, for a holder with a lease; `None` if another node must be asked.
+    fn answer_here(&mut self, key: &str, holder: Option<&Holder>, now: Instant) -> Option<Leased> {
+        let Some(item) = self.items.get(key).filter(|item| item.is_valid(now)) else {
+            return self.setup.is_root.then(|| Leased::once(None));
+        };
+        let (value, left, full) = (Some(item.value.clone()), item.ends.map(|ends| ends - now), self.setup.lease);
+        // Rule 3. Without it:
+        // 1. A write lists the holders, and begins to invalidate them.
+        // 2. A node fetches, and gets a lease on the old value.
+        // 3. The write ends. Nobody has told that node.
+        let Some(holder) = holder.filter(|_| !self.writers.contains_key(key)) else { return Some(Leased::once(value)) };
+        let lease = match left {
+            // Rule 1: what is left of this copy's lease, so that no copy outlives its source.
+            Some(left) if !self.setup.is_root => left,
+            // The copy must be gone when the entry expires, even where the clock is a tenth slower.
+            Some(left) => full.min(left.min(2 * full) * 10 / 11),
+            None => full,
+        };
+        let room_bytes = self.setup.max_bytes.saturating_sub(self.bytes());
+        Some(Leased { value, lease: self.holders.grant(key, holder, lease, room_bytes, now) })
     }
 
     fn keep_copy(&mut self, key: &str, value: &Value, ends: Instant, now: Instant) {
-        self.drop_copy(key);
-        let bytes = item_bytes(key, value);
-        if now < ends && self.bytes() + bytes <= self.setup.max_bytes {
-            let key = Key::from(key);
-            self.text_bytes += bytes;
-            self.ends.insert((ends, Arc::clone(&key)));
-            self.copies.insert(key, KeptCopy { value: value.clone(), ends });
+        self.remove(key);
+        if now < ends && self.bytes() + item_bytes(key, value) <= self.setup.max_bytes {
+            self.insert(key, value.clone(), Some(ends));
         }
     }
 
-    fn drop_copy(&mut self, key: &str) {
-        if let Some((key, copy)) = self.copies.remove_entry(key) {
-            self.text_bytes -= item_bytes(&key, &copy.value);
-            self.ends.remove(&(copy.ends, key));
+    // -- the root: writes ----------------------------------------------------------------------
+
+    /// Puts a writer in the queue of its key; the returned number is its ticket. From here on
+    /// nothing of this key is granted, until [`Store::finish_write`] of the last in the queue.
+    pub fn queue_write(&mut self, key: &str, writer: W) -> u64 {
+        let ticket = self.next_number();
+        self.writers.entry(key.into()).or_default().push_back((ticket, writer));
+        ticket
+    }
+
+    /// Whether it is that writer's turn and, if so, whom it must invalidate first (rule 4).
+    pub fn take_turn(&mut self, key: &str, ticket: u64, now: Instant) -> Turn {
+        let first = self.writers.get(key).and_then(VecDeque::front);
+        match self.quiet_until {
+            _ if first.is_none_or(|(first, _)| *first != ticket) => Turn::Wait,
+            Some(quiet_until) if now < quiet_until => Turn::NotBefore(quiet_until),
+            // Nothing has been granted since the ban, which is older than this list: the list is whole (rule 4).
+            _ => Turn::Go(self.holders.list(key, now)),
         }
+    }
+
+    /// Ends a writer's turn: puts its change in place, or none if it gives up. The ban on grants is
+    /// lifted in the same hold of the lock, or handed on to the next writer, who must be woken. Without room the
+    /// old value stands.
+    pub fn finish_write(&mut self, key: &str, ticket: u64, change: Option<Write>, now: Instant) -> Finished<W> {
+        let result = match change {
+            Some(Write::Put(value, ttl)) => self.put(key, value, ttl, now),
+            Some(Write::Delete) => {
+                self.remove(key);
+                Ok(())
+            }
+            None => Ok(()),
+        };
+        let queue = self.writers.get_mut(key).expect("a writer stays in its queue until it is finished");
+        queue.retain(|(queued, _)| *queued != ticket);
+        let next = queue.front().map(|(_, writer)| writer.clone());
+        if next.is_none() {
+            self.writers.remove(key);
+        }
+        (result, next)
+    }
+
+    /// Lets no write finish while nodes may hold what a former run of this root granted (rule 8). Where it is known
+    /// that there was one, for the life of its last record, which is older than this process. Else for so long as
+    /// nodes that outlived it, and say so when they join, may take to come back; `joins_take` counts from now,
+    /// since no join was answered before.
+    pub fn expect_former_holders(&mut self, known: bool, joins_take: Duration, now: Instant) {
+        let until = if known { self.setup.started + record_life(self.setup.lease) } else { now + joins_take };
+        self.quiet_until = self.quiet_until.max(Some(until));
+    }
+
+    fn put(&mut self, key: &str, value: Value, ttl: Option<Duration>, now: Instant) -> Result<(), String> {
+        let needed = |store: &Self| {
+            let freed = store.items.get(key).map_or(0, |old| item_bytes(key, &old.value));
+            store.bytes() - freed + item_bytes(key, &value)
+        };
+        if needed(self) > self.setup.max_bytes {
+            // What has ended needs no room.
+            while self.sweep(now) {}
+        }
+        let (needed_bytes, allowed) = (needed(self), self.setup.max_bytes);
+        if needed_bytes > allowed {
+            return Err(format!("the store is full: {needed_bytes} bytes are needed, {allowed} are allowed"));
+        }
+        self.insert(key, value, ttl.map(|ttl| now + ttl));
+        Ok(())
     }
 
     // -- holders -------------------------------------------------------------------------------
@@ -440,28 +392,17 @@ impl<W: Clone> Store<W> {
         }
     }
 
-    fn grant(&mut self, key: &str, holder: &Holder, lease: Duration, now: Instant) -> Duration {
-        let room_bytes = self.setup.max_bytes.saturating_sub(self.bytes());
-        self.holders.grant(key, holder, lease, room_bytes, now)
-    }
-
     // -- looking and sweeping ------------------------------------------------------------------
 
-    /// What can be read here now without asking anybody: entries or copies, in no order.
+    /// What can be read here now without asking anybody, in no order.
     pub fn list(&self, now: Instant) -> impl Iterator<Item = (&str, &Value)> {
-        let entries = self.entries.iter().filter(move |(_, entry)| entry.is_valid(now));
-        let copies = self.copies.iter().filter(move |(_, copy)| now < copy.ends);
-        let entries = entries.map(|(key, entry)| (&**key, &entry.value));
-        entries.chain(copies.map(|(key, copy)| (&**key, &copy.value)))
+        let valid = self.items.iter().filter(move |(_, item)| item.is_valid(now));
+        valid.map(|(key, item)| (&**key, &item.value))
     }
 
     pub fn gauges(&self) -> Gauges {
-        Gauges {
-            entries: self.entries.len(),
-            copies: self.copies.len(),
-            holders: self.holders.count(),
-            bytes: self.bytes(),
-        }
+        let (entries, copies) = if self.setup.is_root { (self.items.len(), 0) } else { (0, self.items.len()) };
+        Gauges { entries, copies, holders: self.holders.count(), bytes: self.bytes() }
     }
 
     /// Drops some of what has ended. Nothing depends on it but memory, since every use looks at the
@@ -469,13 +410,27 @@ impl<W: Clone> Store<W> {
     pub fn sweep(&mut self, now: Instant) -> bool {
         for _ in 0..SWEEP_ITEMS {
             let Some((_, key)) = self.ends.first().filter(|(ends, _)| *ends <= now).cloned() else {
-                shrink(&mut self.copies);
+                shrink(&mut self.items);
                 return self.holders.sweep(now, SWEEP_ITEMS);
             };
-            self.drop_copy(&key);
-            self.remove_entry(&key);
+            self.remove(&key);
         }
         true
+    }
+
+    fn insert(&mut self, key: &str, value: Value, ends: Option<Instant>) {
+        self.remove(key);
+        self.text_bytes += item_bytes(key, &value);
+        let key = Key::from(key);
+        self.ends.extend(ends.map(|ends| (ends, Arc::clone(&key))));
+        self.items.insert(key, Item { value, ends });
+    }
+
+    fn remove(&mut self, key: &str) {
+        if let Some((key, old)) = self.items.remove_entry(key) {
+            self.text_bytes -= item_bytes(&key, &old.value);
+            old.ends.map(|ends| self.ends.remove(&(ends, key)));
+        }
     }
 
     fn bytes(&self) -> usize {
