@@ -6,7 +6,7 @@
 //! Invariant of the [`ChildTable`]: each id and each position is taken once, and position 0 is the
 //! root's. Left out: whether a node that wants a place can be reached; `join.rs` asks it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -133,14 +133,14 @@ pub enum FormerTree {
 #[derive(Debug)]
 pub struct ChildTable {
     depth: u32,
-    members: HashMap<u32, Member>,
+    members: BTreeMap<u32, Member>,
     position_of: HashMap<u32, u32>,
 }
 
 impl ChildTable {
     /// A table of that depth which has only the root.
     pub fn new(depth: u32, root: Member) -> Self {
-        Self { depth, position_of: HashMap::from([(root.id, 0)]), members: HashMap::from([(0, root)]) }
+        Self { depth, position_of: HashMap::from([(root.id, 0)]), members: BTreeMap::from([(0, root)]) }
     }
 
     /// The process that joined last under this id.
@@ -163,10 +163,8 @@ impl ChildTable {
     }
 
     /// The taken places, by position.
-    pub fn members(&self) -> Vec<(u32, &Member)> {
-        let mut members: Vec<_> = self.members.iter().map(|(position, member)| (*position, member)).collect();
-        members.sort_by_key(|(position, _)| *position);
-        members
+    pub fn members(&self) -> impl Iterator<Item = (u32, &Member)> {
+        self.members.iter().map(|(position, member)| (*position, member))
     }
 
     /// The table as others see it.
@@ -187,7 +185,7 @@ impl ChildTable {
                 seconds_since_heard: silence.map(|silence| (silence.as_secs_f64() * 10.0).round() / 10.0),
             }
         };
-        let places = self.members().into_iter().map(listed).collect();
+        let places = self.members().map(listed).collect();
         Listing { depth: self.depth, size: size(self.depth), places }
     }
 

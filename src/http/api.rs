@@ -60,10 +60,13 @@ fn respond(node: &Arc<Node>, incoming: &Incoming) -> Result<Answer, Error> {
         }
         Call::Put(key) => put(node, &key, &incoming.body),
         Call::Delete(key) => delete(node, &key),
-        Call::Nodes => nodes(node),
+        Call::Nodes => Ok(answer_json(&node.table().ok_or_else(not_joined)?.listing(Instant::now()))),
         Call::Join => join_node(node, &incoming.body),
         Call::Fetch { key, holder, wait } => fetch(node, &key, &holder, wait),
-        Call::Invalidate { key, run, level } => invalidate(node, &key, run, level),
+        Call::Invalidate { key, run, level } => {
+            node.invalidate(&key, run, level)?;
+            Ok(answer_json(&Acknowledgement { run }))
+        }
     }
 }
 
@@ -206,11 +209,6 @@ fn describe(node: &Node) -> Answer {
     })
 }
 
-fn nodes(node: &Node) -> Result<Answer, Error> {
-    let listing = node.table().ok_or_else(not_joined)?.listing(Instant::now());
-    Ok(answer_json(&listing))
-}
-
 fn metrics(node: &Node) -> Answer {
     let text = node.metrics.render(node.gauges());
     Answer::new(200, "text/plain; version=0.0.4", text.into_bytes())
@@ -234,11 +232,6 @@ fn fetch(node: &Node, key: &str, holder: &Holder, wait: Duration) -> Result<Answ
         node.metrics.grants.count();
     }
     Ok(Answer::json(200, messages::write_copy(&value, lease)))
-}
-
-fn invalidate(node: &Arc<Node>, key: &str, run: u64, level: u32) -> Result<Answer, Error> {
-    node.invalidate(key, run, level)?;
-    Ok(answer_json(&Acknowledgement { run }))
 }
 
 fn answer_json(value: &impl Serialize) -> Answer {

@@ -155,7 +155,7 @@ fn start_session<T: Send + 'static>(
         let answers = sender.clone();
         let connected = Session::connect(&servers, move || answers.send(Report::Answered).is_ok());
         let done = connected
-            .and_then(|session| work(&session, &sender).map_err(|cause| format!("{}: {cause:?}", session.address())));
+            .and_then(|session| work(&session, &sender).map_err(|cause| format!("{}: {cause:?}", session.address)));
         // Nobody listens to a session that was given up on.
         let _ = sender.send(Report::Ended(done));
     };
@@ -174,12 +174,12 @@ fn register(node: &Node, session: &Session, reports: &Sender<Report<Infallible>>
             .and_then(|()| mirror_table(session, node, &mut mirrored))
             .and_then(|()| hold_place(session, node));
         let found = match looked {
-            Ok(true) => Ok(session.address()),
+            Ok(true) => Ok(session.address),
             Ok(false) => Err("a node above this one is not known".to_owned()),
             // Somebody else changed what we were changing. The next look will see.
             Err(cause @ (ZkError::NoNode | ZkError::NotEmpty)) => {
                 mirrored.clear();
-                Err(format!("{}: {cause:?}", session.address()))
+                Err(format!("{}: {cause:?}", session.address))
             }
             Err(cause) => return Err(cause),
         };
@@ -210,7 +210,7 @@ fn hold_place(session: &Session, node: &Node) -> ZkResult<bool> {
     let wanted = place.and_then(|place| znodes::wanted(&place, node.config.node_id, &node.myself.url, node.run));
     let Some((own, above)) = wanted.as_ref().and_then(|wanted| wanted.split_last()) else { return Ok(false) };
     let path = full_path(&own.path);
-    if !session.exists(&path)? {
+    if session.owner(&path)?.is_none() {
         session.create(TREE, &znodes::write(&shape(&node.config)), CreateMode::Persistent)?;
         for wanted in above {
             session.create(&full_path(&wanted.path), &znodes::write(&wanted.data), CreateMode::Persistent)?;
@@ -224,16 +224,13 @@ fn hold_place(session: &Session, node: &Node) -> ZkResult<bool> {
 /// place of a node that is away is kept, and one that moved leaves nothing behind, whether it still lives or not.
 fn mirror_table(session: &Session, node: &Node, mirrored: &mut Vec<(u32, Option<u64>)>) -> ZkResult<()> {
     let run = |(position, member): (u32, &Member)| (position, member.process.as_ref().map(|process| process.run));
-    let (runs, wanted) = match node.table() {
-        None => return Ok(()),
-        Some(table) => {
-            let runs: Vec<_> = table.members().into_iter().map(run).collect();
-            if runs == *mirrored {
-                return Ok(());
-            }
-            (runs, znodes::wanted_of_table(&table))
-        }
-    };
+    let Some(table) = node.table() else { return Ok(()) };
+    let runs: Vec<_> = table.members().map(run).collect();
+    if runs == *mirrored {
+        return Ok(());
+    }
+    let wanted = znodes::wanted_of_table(&table);
+    drop(table);
     let found = session.read_tree()?;
     for znode in znodes::misplaced(node.config.tree_depth, &wanted, &found) {
         let path = full_path(&znode.path);

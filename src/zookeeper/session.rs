@@ -36,7 +36,8 @@ const DELETE_ATTEMPTS: u32 = 20;
 /// One connection to one server.
 pub struct Session {
     zookeeper: ZooKeeper,
-    address: SocketAddr,
+    /// The server's.
+    pub address: SocketAddr,
     /// Told of every answer; says whether anybody still wants this session.
     answered: Box<dyn Fn() -> bool + Send>,
 }
@@ -58,11 +59,6 @@ impl Session {
         Ok(Self { zookeeper, address, answered: Box::new(answered) })
     }
 
-    /// The server's.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
     /// Every call goes through here: so each answer is told, and a session that nobody wants any more stops.
     fn call<T>(&self, call: impl FnOnce(&ZooKeeper) -> ZkResult<T>) -> ZkResult<T> {
         let result = call(&self.zookeeper);
@@ -72,11 +68,6 @@ impl Session {
     /// The session that holds an ephemeral znode, if there is that znode. Which is our own the client does not tell.
     pub fn owner(&self, path: &str) -> ZkResult<Option<i64>> {
         self.call(|zk| zk.exists(path, false)).map(|stat| stat.map(|stat| stat.ephemeral_owner))
-    }
-
-    /// Whether there is that znode.
-    pub fn exists(&self, path: &str) -> ZkResult<bool> {
-        self.owner(path).map(|owner| owner.is_some())
     }
 
     /// The data of a znode, if there is that znode.

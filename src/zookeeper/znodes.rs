@@ -99,8 +99,7 @@ pub fn wanted(place: &Place, id: u32, url: &str, run: u64) -> Option<Vec<Wanted>
 
 /// The znodes of all nodes in the table whose path is known, parents first.
 pub fn wanted_of_table(table: &ChildTable) -> Vec<Wanted> {
-    let members = table.members().into_iter();
-    let wanted = members.filter_map(|(position, member)| {
+    let wanted = table.members().filter_map(|(position, member)| {
         let path = table.place(position).path?;
         let process = member.process.as_ref();
         let (url, run) = process.map_or(("", UNKNOWN_RUN), |process| (&process.url, process.run));
@@ -110,29 +109,27 @@ pub fn wanted_of_table(table: &ChildTable) -> Vec<Wanted> {
 }
 
 /// The topmost znodes that disagree with the table, of znodes listed parents first. One of a node that the
-/// table does not have stays while its position is free.
+/// table does not have stays while its position is free, and below the node that the table has above it.
 pub fn misplaced<'a>(depth: u32, table: &[Wanted], znodes: &'a [Znode]) -> Vec<&'a Znode> {
-    let position_of: HashMap<String, u32> =
-        table.iter().map(|Wanted { data, .. }| (tree::name(data.id), data.position)).collect();
-    let is_free = |position: &u32| *position < tree::size(depth) && position_of.values().all(|taken| taken != position);
-    let mut kept: HashMap<&[String], u32> = HashMap::new();
-    let mut misplaced = Vec::new();
-    for znode in znodes {
-        let Some((name, names_above)) = znode.path.split_last() else { continue };
-        let above = match kept.get(names_above) {
-            _ if names_above.is_empty() => None,
-            Some(position) => Some(*position),
-            // What is below one that goes, goes with it; what is below one that says nothing is let be.
-            None => continue,
-        };
-        let position = match (position_of.get(name), &znode.data) {
-            (Some(position), _) => Some(*position),
-            (None, Some(data)) => Some(data.position).filter(is_free),
-            (None, None) => continue,
-        };
-        match position {
-            Some(position) if tree::parent(position) == above => drop(kept.insert(&znode.path, position)),
-            _ => misplaced.push(znode),
+    let path_of: HashMap<_, _> = table.iter().map(|wanted| (wanted.path.last(), &wanted.path)).collect();
+    let path_at: HashMap<_, _> = table.iter().map(|wanted| (wanted.data.position, &wanted.path)).collect();
+    let may_stay = |Znode { path, data }: &Znode| match (path_of.get(&path.last()), data) {
+        (Some(wanted), _) => *wanted == path,
+        // What says nothing is let be.
+        (None, None) => true,
+        (None, Some(ZnodeData { position, .. })) => {
+            let above = tree::parent(*position).and_then(|above| path_at.get(&above));
+            *position < tree::size(depth)
+                && !path_at.contains_key(position)
+                && u32::try_from(path.len()) == Ok(tree::level(*position))
+                && above.is_none_or(|above| path.split_last().is_some_and(|(_, names)| *above == names))
+        }
+    };
+    let mut misplaced: Vec<&Znode> = Vec::new();
+    for znode in znodes.iter().filter(|znode| !may_stay(znode)) {
+        // What is below one that goes, goes with it.
+        if !misplaced.iter().any(|above| znode.path.starts_with(&above.path)) {
+            misplaced.push(znode);
         }
     }
     misplaced

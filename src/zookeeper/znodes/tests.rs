@@ -63,6 +63,9 @@ fn what_disagrees_with_the_table_is_misplaced() {
         (&right, Some(znode("2", 2, 0)), &["2"]),
         (&right, Some(znode("1/4", 4, 1)), &["1/4"]),
         (&right, Some(znode("1/8", 8, 7)), &["1/8"]),
+        // Free places, but on no path that leads there.
+        (&[(2, 1), (3, 2), (4, 3), (5, 4), (7, 6)], Some(znode("1/2/6", 6, 5)), &["1/2/6"]),
+        (&[(4, 3), (5, 4), (6, 5), (7, 6)], Some(znode("1/2/3", 3, 2)), &["1/2/3"]),
         // Children stay where they are, below another node.
         (&swapped, None, &["1/2/4", "1/2/5", "1/3/6", "1/3/7"]),
         // Unknown to the table: their places are free, so they stay.
