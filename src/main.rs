@@ -39,7 +39,8 @@ fn main() -> ExitCode {
         ["show"] => show::show(None),
         ["show", url] => show::show(Some(url)),
         ["--version"] => {
-            println!("tree-cache {}", env!("CARGO_PKG_VERSION"));
+            // Whoever asked may have stopped reading.
+            let _ = writeln!(std::io::stdout(), "tree-cache {}", env!("CARGO_PKG_VERSION"));
             Ok(())
         }
         _ => {

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::cache::store::Gauges;
 
@@ -56,37 +56,30 @@ struct Sample<'a>(&'a str, String, &'a str, u64);
 impl Metrics {
     /// Counts an answer of a status of 400 or more.
     pub fn count_refused(&self, status: u16) {
-        *self.refused.lock().expect("nothing panics under this lock").entry(status).or_default() += 1;
+        *self.refused().entry(status).or_default() += 1;
+    }
+
+    fn refused(&self) -> MutexGuard<'_, BTreeMap<u16, u64>> {
+        self.refused.lock().expect("nothing panics under this lock")
     }
 
     /// All in the text format of Prometheus.
     pub fn render(&self, gauges: Gauges) -> String {
-        let mut samples = self.counters();
-        let refused = self.refused.lock().expect("nothing panics under this lock").clone();
-        let help = "Requests answered with an error, by status.";
-        samples.extend(
-            refused
-                .iter()
-                .map(|(status, count)| Sample("refused_total", format!(r#"{{status="{status}"}}"#), help, *count)),
-        );
+        let mut counters = self.counters();
+        for (status, count) in self.refused().iter() {
+            let labels = format!(r#"{{status="{status}"}}"#);
+            counters.push(Sample("refused_total", labels, "Requests answered with an error, by status.", *count));
+        }
+        let gauges = [
+            ("entries", "Keys at the root.", gauges.entries as u64),
+            ("copies", "Copies, those that have ended and were not swept yet among them.", gauges.copies as u64),
+            ("holders", "Records of holders, likewise.", gauges.holders as u64),
+            ("bytes", "What all that is held counts.", gauges.bytes as u64),
+            ("threads", "Threads of the process; 0 where they cannot be counted.", count_threads()),
+        ];
         let mut text = String::new();
-        write_samples(&mut text, "counter", &samples);
-        let gauge = |name, help, value| Sample(name, String::new(), help, value);
-        write_samples(
-            &mut text,
-            "gauge",
-            &[
-                gauge("entries", "Keys at the root.", gauges.entries as u64),
-                gauge("copies", "Copies, ended ones that were not swept yet among them.", gauges.copies as u64),
-                gauge(
-                    "holders",
-                    "Records of holders, ended ones that were not swept yet among them.",
-                    gauges.holders as u64,
-                ),
-                gauge("bytes", "What all that is held counts.", gauges.bytes as u64),
-                gauge("threads", "Threads of the process; 0 where they cannot be counted.", count_threads()),
-            ],
-        );
+        write_samples(&mut text, "counter", &counters);
+        write_samples(&mut text, "gauge", &gauges.map(|(name, help, value)| Sample(name, String::new(), help, value)));
         text
     }
 }
