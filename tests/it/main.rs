@@ -10,6 +10,7 @@ mod coherence;
 mod door;
 mod harness;
 mod hostile;
+mod house;
 mod impostor;
 mod leases;
 mod local;
