@@ -336,14 +336,18 @@ fn the_listing_holds_every_entry_up_to_its_limit() {
 }
 
 #[test]
-fn a_listing_ends_at_one_mebibyte() {
+fn a_listing_has_at_most_one_mebibyte() {
     let root = Node::alone();
     let value = format!("\"{}\"", "x".repeat(400_000));
     for key in ["a", "b", "c"] {
         root.put(key, &value);
     }
+    for key in ["short", "shorter"] {
+        root.put(key, "1");
+    }
     let answer = root.get("/store");
-    assert_eq!((answer.status, answer.json().as_object().map(serde_json::Map::len)), (200, Some(2)));
+    assert_eq!((answer.status, answer.json().as_object().map(serde_json::Map::len)), (200, Some(4)));
+    assert_eq!((&answer.json()["short"], &answer.json()["shorter"]), (&json!(1), &json!(1)), "wherever they stand");
     assert!(answer.body.len() <= 1 << 20);
 }
 
@@ -378,6 +382,7 @@ fn a_node_describes_itself() {
             ("children", children),
             ("zookeeper", json!("off")),
             ("entries", json!(0)),
+            ("version", json!(env!("CARGO_PKG_VERSION"))),
         ] {
             assert_eq!(described[field], expected, "{field} of NODE-{id}");
         }
@@ -431,6 +436,28 @@ fn metrics_are_in_the_text_format_of_prometheus() {
         }
         for name in [r#"reads_total{from="entry"}"#, "fetches_sent_total", "entries", "bytes", "threads"] {
             node.metric(name);
+        }
+    }
+}
+
+#[test]
+fn what_is_refused_is_counted_by_status_and_what_is_passed_on_once() {
+    let tree = Tree::start(2, &[]);
+    let (root, leaf) = (tree.root(), tree.leaf());
+    leaf.put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
+    assert_eq!(leaf.get("/nodes").status, 200);
+    assert_eq!((leaf.metric("forwarded_total"), root.metric("forwarded_total")), (2, 0));
+    assert!(!leaf.get("/metrics").text().contains("tree_cache_refused_total"));
+    // By the node itself, before it is read, and by the root, which the leaf passes on.
+    assert_eq!(leaf.get("/store/a/b").status, 404);
+    assert_eq!(leaf.get("/store/other").status, 404);
+    assert_eq!(leaf.call_with("PUT", "/store/k", &[("Transfer-Encoding", "gzip")], b"").status, 411);
+    assert_eq!(leaf.call("PUT", "/store/k", b"{}").status, 422);
+    for (node, counts) in [(leaf, [(404, 2), (411, 1), (422, 1)]), (root, [(404, 1), (422, 1), (411, 0)])] {
+        let text = node.get("/metrics").text().to_owned();
+        for (status, count) in counts {
+            let line = format!("tree_cache_refused_total{{status=\"{status}\"}} {count}\n");
+            assert_eq!(text.contains(&line), count > 0, "{line} in {text}");
         }
     }
 }

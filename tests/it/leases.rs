@@ -91,6 +91,24 @@ fn a_paused_parent_costs_one_reader_its_time_limit_and_the_next_one_nothing() {
 }
 
 #[test]
+fn a_parent_that_is_back_is_asked_again() {
+    let tree = Tree::start(3, &[]);
+    let parent = tree.node(2);
+    tree.root().put("k", "1");
+    parent.pause();
+    tree.node(4).get("/store/a").expect_error(404, "Key not found");
+    let passed_over = Instant::now();
+    parent.resume();
+    poll_until(Duration::from_secs(20), "it carries out what had come", || parent.metric("fetches_sent_total") == 1);
+    poll_until(Duration::from_secs(15), "the parent is asked", || {
+        tree.node(4).get(&format!("/store/{}", passed_over.elapsed().as_millis()));
+        parent.metric("fetches_sent_total") > 1
+    });
+    let waited = passed_over.elapsed();
+    assert!(waited > Duration::from_secs(1), "it is passed over for 5 s, and was asked after {waited:?}");
+}
+
+#[test]
 fn a_thousand_reads_that_wait_for_a_paused_parent_keep_no_hit_waiting() {
     let _alone = load_alone();
     let tree = Tree::start(3, &[("LEASE_SECONDS", "60")]);

@@ -58,6 +58,12 @@ fn health_is_the_exit_code() {
 }
 
 #[test]
+fn the_version_is_told() {
+    let version = concat!("tree-cache ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(Process::run_to_end(&["--version"], &[]), (Some(0), version.to_owned(), String::new()));
+}
+
+#[test]
 fn show_draws_the_tree() {
     let tree = Tree::start(1, &[("TREE_DEPTH", "3")]);
     let nodes = [2, 3, 4].map(|id| tree.start_node(id, &[("TREE_DEPTH", "3")]));
