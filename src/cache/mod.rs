@@ -16,8 +16,8 @@
 //!    record is only ever extended, and each grant gives it a new number. Without room for a record, L is 0.
 //! 2. **Count from the asking.** A copy ends at (the moment before the fetch was sent) + L, so never later than its
 //!    record, while two clocks differ by less than a tenth.
-//! 3. **No grant during a write.** From when the root lists the holders of a key until the new value stands, it
-//!    answers fetches with the old value and L = 0: answer it, keep nothing.
+//! 3. **No grant during a write.** From when a write of a key queues until the last in the queue is done, the root
+//!    answers fetches with the value that stands and L = 0: answer it, keep nothing.
 //! 4. **Invalidate first.** A write tells every holder, waits for all, and only then puts the value in place.
 //!    Writes of one key queue, and the ban on grants is handed from one to the next.
 //! 5. **Descend.** A node that is told drops its copy, marks its fetches under way so that what they bring is not

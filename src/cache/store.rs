@@ -290,7 +290,7 @@ impl<W: Clone> Store<W> {
             return self.setup.is_root.then(|| Leased::once(None));
         };
         let (value, left, full) = (Some(item.value.clone()), item.ends.map(|ends| ends - now), self.setup.lease);
-        // Rule 3. Without it:
+        // Rule 3: nothing is granted while writers queue. Else:
         // 1. A write lists the holders, and begins to invalidate them.
         // 2. A node fetches, and gets a lease on the old value.
         // 3. The write ends. Nobody has told that node.

@@ -119,7 +119,7 @@ impl Client {
         self.send(url, &Sent::plain(&Call::Nodes), limit)?.expect(messages::read)
     }
 
-    /// Asks the root for a place. A 4xx is final.
+    /// Asks the root for a place.
     pub fn join_root(&self, root_url: &str, join: &JoinRequest, limit: Duration) -> Result<JoinAnswer, CallError> {
         let sent = Sent { body: &messages::write(join), ..Sent::plain(&Call::Join) };
         self.send(root_url, &sent, limit)?.expect(messages::read)

@@ -30,6 +30,9 @@ const WRITE_SLACK: Duration = Duration::from_secs(1);
 /// What asking the root for the tree may take.
 const NODES_LIMIT: Duration = Duration::from_secs(2);
 
+/// A writer that waits to be woken looks again after this time, should nobody wake it.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
 /// Between two attempts to tell a holder that gave no answer.
 const RETELL_PAUSE: Duration = Duration::from_millis(100);
 
@@ -148,8 +151,8 @@ impl Node {
         Ok(())
     }
 
-    /// Waits for a writer's turn, and returns the holders that must be invalidated. Whoever is before it ends:
-    /// no writer waits longer than the longest record.
+    /// Waits for a writer's turn, and returns the holders that must be invalidated. It comes, since each writer before
+    /// waits for nobody longer than a record lasts (rule 6), and wakes the next.
     fn wait_for_turn(&self, key: &str, ticket: u64) -> Vec<Record> {
         loop {
             let now = Instant::now();
@@ -157,7 +160,7 @@ impl Node {
             match turn {
                 Turn::Go(holders) => return holders,
                 Turn::NotBefore(then) => thread::park_timeout(then - now),
-                Turn::Wait => thread::park_timeout(READ_LIMIT),
+                Turn::Wait => thread::park_timeout(LOOK_AGAIN),
             }
         }
     }

@@ -8,7 +8,7 @@
 //! All nodes are registered again within 15 s of ZooKeeper's return: a session that will never answer is given up
 //! on 8 s after its last word (two waits of [`LOOK_PAUSE`] and [`CALL_LIMIT`], the first of which is within
 //! [`SESSION_LIFE`]), the pause before the next one is [`LAST_PAUSE`], 4 s, and that one takes 3 s to connect.
-//! A further server that hangs adds its 3 s.
+//! A further server that hangs adds its 3 s, and a name server what it takes to look up the names.
 //!
 //! Left out: what the znodes say ([`znodes`]), and how they are read and written ([`session`]).
 
