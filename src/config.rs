@@ -17,7 +17,7 @@ use crate::tree;
 /// What one node is told from outside.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// A root alone has depth 1.
+    /// 1 is a tree of the root alone.
     pub tree_depth: u32,
     /// 0 takes a free one.
     pub api_port: u16,

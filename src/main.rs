@@ -2,7 +2,7 @@
 //!
 //! Reads climb. Writes jump to the root. Invalidations descend.
 //!
-//! This file is the boot, top to bottom: configuration, listen, join, register, serve. The rooms, in reading
+//! This file is the boot, top to bottom: configuration, listen, serve, join, register. The rooms, in reading
 //! order: [`tree`], [`cache`], [`node`], [`protocol`], [`http`], [`zookeeper`]; beside them [`config`],
 //! [`metrics`] and [`show`].
 

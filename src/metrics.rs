@@ -46,8 +46,8 @@ counters! {
     fetches_sent: "fetches_sent_total" "", "Fetches sent to ancestors.";
     grants: "grants_total" "", "Leases granted to other nodes.";
     invalidations_sent: "invalidations_sent_total" "", "Invalidations sent to holders, repeated ones included.";
-    invalidations_received: "invalidations_received_total" "", "Invalidations that came from above.";
-    silent_holder_waits: "silent_holder_waits_total" "", "Times that a holder was waited for until its record ran out.";
+    invalidations_received: "invalidations_received_total" "", "Invalidations received, refused ones included.";
+    silent_holder_waits: "silent_holder_waits_total" "", "Writes and invalidations that waited until a silent holder's record ran out.";
 }
 
 /// Name, labels, help and value.

@@ -27,6 +27,11 @@ pub fn name(id: u32) -> String {
     format!("NODE-{id}")
 }
 
+/// The id in such a name.
+pub fn id_of(name_of: &str) -> Option<u32> {
+    name_of.strip_prefix("NODE-")?.parse().ok().filter(|id| name(*id) == name_of)
+}
+
 /// The position above; the root has none.
 pub fn parent(position: u32) -> Option<u32> {
     position.checked_sub(1).map(|left| left / 2)
@@ -49,7 +54,7 @@ pub struct NodeRef {
     pub url: String,
 }
 
-/// Where a node stands: what the root answers to a join.
+/// Where a node stands: part of what the root answers to a join.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     pub position: u32,

@@ -63,7 +63,7 @@ impl Holders {
         let number = self.last_number;
         if let Some((key, record)) = self.find_mut(key, holder) {
             // Rule 1: only ever extended, since what is granted now may end before what was granted then:
-            // 1. A holder has a full lease. 2. It restarts its fetch, and gets what is left of a copy.
+            // 1. A holder has a full lease. 2. It has dropped its copy, fetches again, and gets what is left of another.
             // 3. With the shorter end on record, a write does not wait for the longer one.
             let old = (record.ends, record.number);
             record.ends = record.ends.max(ends);

@@ -88,7 +88,7 @@ pub enum Write {
     Delete,
 }
 
-/// Why there is no room, if there is none, and the next writer, if one waits.
+/// What came of a write (an error says why there is no room), and the next writer, who must be woken.
 type Finished<W> = (Result<(), String>, Option<W>);
 
 /// What an entry or a copy takes beside its text. Measured: 160 bytes, and a little more just after the
@@ -299,7 +299,7 @@ impl<W: Clone> Store<W> {
             // Rule 1: what is left of this copy's lease, so that no copy outlives its source.
             Some(left) if !self.setup.is_root => left,
             // The copy must be gone when the entry expires, even where the clock is a tenth slower.
-            Some(left) => full.min(left.min(2 * full) * 10 / 11),
+            Some(left) => full.min(left * 10 / 11),
             None => full,
         };
         let room_bytes = self.setup.max_bytes.saturating_sub(self.bytes());
@@ -355,10 +355,9 @@ impl<W: Clone> Store<W> {
         (result, next)
     }
 
-    /// Lets no write finish while nodes may hold what a former run of this root granted (rule 8). Where it is known
-    /// that there was one, for the life of its last record, which is older than this process. Else for so long as
-    /// nodes that outlived it, and say so when they join, may take to come back; `joins_take` counts from now,
-    /// since no join was answered before.
+    /// Lets no write finish while nodes may hold what a former run of this root granted (rule 8). If one is `known`
+    /// to have been there, that is until its last record has run out, which is older than this process. If not, nodes
+    /// that outlived it say so when they join, and that takes them `joins_take` from now: no join was answered before.
     pub fn expect_former_holders(&mut self, known: bool, joins_take: Duration, now: Instant) {
         let until = if known { self.setup.started + record_life(self.setup.lease) } else { now + joins_take };
         self.quiet_until = self.quiet_until.max(Some(until));

@@ -71,7 +71,7 @@ fn respond(node: &Arc<Node>, incoming: &Incoming) -> Result<Answer, Error> {
 }
 
 fn read_body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
-    messages::read(body).map_err(|text| Kind::UnprocessableContent.error(text))
+    messages::from_json(body).map_err(|text| Kind::UnprocessableContent.error(text))
 }
 
 /// Refuses whoever is not a node of this tree, as far as that can be told.
@@ -105,7 +105,8 @@ fn get(node: &Node, key: &str) -> Result<Answer, Error> {
         Ok((Leased { value: Some(value), .. }, source)) => (value, source),
         nothing => {
             metrics.reads_from_none.count();
-            return nothing.and(Err(Kind::NotFound.error(KEY_NOT_FOUND)));
+            nothing?;
+            return Err(Kind::NotFound.error(KEY_NOT_FOUND));
         }
     };
     // RFC 9211: what answered this one reader. The counters cannot say it, for others read meanwhile.
@@ -235,5 +236,5 @@ fn fetch(node: &Node, key: &str, holder: &Holder, wait: Duration) -> Result<Answ
 }
 
 fn answer_json(value: &impl Serialize) -> Answer {
-    Answer::json(200, messages::write(value))
+    Answer::json(200, messages::to_json(value))
 }

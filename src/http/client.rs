@@ -111,18 +111,18 @@ impl Client {
 
     /// Who the node at `url` is. Anybody may have stated that URL.
     pub fn ask_identity(&self, url: &str, limit: Duration) -> Result<Identity, CallError> {
-        self.send(url, &Sent::plain(&Call::Describe), limit)?.expect(messages::read)
+        self.send(url, &Sent::plain(&Call::Describe), limit)?.expect(messages::from_json)
     }
 
     /// The tree, as the node at `url` gives it.
     pub fn ask_tree<T: DeserializeOwned>(&self, url: &str, limit: Duration) -> Result<T, CallError> {
-        self.send(url, &Sent::plain(&Call::Nodes), limit)?.expect(messages::read)
+        self.send(url, &Sent::plain(&Call::Nodes), limit)?.expect(messages::from_json)
     }
 
     /// Asks the root for a place.
     pub fn join_root(&self, root_url: &str, join: &JoinRequest, limit: Duration) -> Result<JoinAnswer, CallError> {
-        let sent = Sent { body: &messages::write(join), ..Sent::plain(&Call::Join) };
-        self.send(root_url, &sent, limit)?.expect(messages::read)
+        let sent = Sent { body: &messages::to_json(join), ..Sent::plain(&Call::Join) };
+        self.send(root_url, &sent, limit)?.expect(messages::from_json)
     }
 
     /// Sends a [`Call::Fetch`] to the ancestor at `url`.
@@ -139,7 +139,7 @@ impl Client {
     pub fn invalidate_copy(&self, holder: &Holder, key: &str, level: u32, limit: Duration) -> Result<(), CallError> {
         let call = Call::Invalidate { key: key.to_owned(), run: holder.run, level };
         let reply = self.send(&holder.url, &Sent::plain(&call), limit)?;
-        let Acknowledgement { run } = reply.expect(messages::read)?;
+        let Acknowledgement { run } = reply.expect(messages::from_json)?;
         if run == holder.run { Ok(()) } else { Err(reply.refused()) }
     }
 
@@ -193,7 +193,7 @@ impl Reply {
 
     /// The text of an error; of anything else, its beginning.
     fn detail(&self) -> String {
-        match messages::read::<ErrorAnswer>(&self.body) {
+        match messages::from_json::<ErrorAnswer>(&self.body) {
             Ok(error) => error.detail.into_owned(),
             Err(_) => String::from_utf8_lossy(&self.body).chars().take(100).collect(),
         }

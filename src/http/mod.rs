@@ -1,7 +1,7 @@
 //! HTTP, on both sides: the API, the server under it, the page, and the client for the other nodes.
 //!
 //! `api` is where a call meets the node. `server` and `sentinel` know nothing of nodes, `client` and
-//! `names` nothing of what is held.
+//! `names` nothing of a node's state.
 
 pub mod api;
 pub mod client;

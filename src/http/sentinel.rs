@@ -35,9 +35,11 @@ const KNOCK_TIME: Duration = Duration::from_millis(200);
 /// for a client that was freed and sends nothing shows in no other way.
 const MAX_KNOCKS: u32 = 16;
 
-/// So many more knocks are earned in a round, and so many can be saved for a burst: a client that
-/// connects anew for each request must not make us knock all the time.
+/// So many more knocks are earned in a round: a client that connects anew for each request must not make us knock
+/// all the time.
 const EARNED_KNOCKS: u32 = 2;
+
+/// So many earned knocks can be saved for a burst.
 const SAVED_KNOCKS: u32 = 256;
 
 /// Between two checks, and for how long a client counts as new.

@@ -90,7 +90,7 @@ impl Answer {
 
 impl From<Error> for Answer {
     fn from(Error { kind, text }: Error) -> Self {
-        let answer = Self::json(kind.status(), messages::write(&ErrorAnswer { detail: text.into() }));
+        let answer = Self::json(kind.status(), messages::to_json(&ErrorAnswer { detail: text.into() }));
         match kind {
             Kind::Unauthorized => answer.with_header("WWW-Authenticate", "Bearer"),
             Kind::MethodNotAllowed(allow) => answer.with_header("Allow", allow),
@@ -150,7 +150,7 @@ impl Server {
     fn start_thread(self: &Arc<Self>) -> io::Result<()> {
         let server = Arc::clone(self);
         self.waiting.fetch_add(1, SeqCst);
-        let started = thread::Builder::new().name("serve".to_owned()).spawn(move || server.take_turns());
+        let started = thread::Builder::new().name("serve".to_owned()).spawn(move || server.serve_requests());
         if started.is_err() {
             self.waiting.fetch_sub(1, SeqCst);
         }
@@ -158,7 +158,7 @@ impl Server {
     }
 
     /// Waits for requests and carries them out, while not too many others wait.
-    fn take_turns(self: &Arc<Self>) {
+    fn serve_requests(self: &Arc<Self>) {
         loop {
             let request = match self.next_request() {
                 Ok(request) => request,

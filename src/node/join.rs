@@ -9,8 +9,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::Node;
-use super::walk::not_joined;
+use super::{Node, not_joined};
 use crate::http::client::CallError;
 use crate::protocol::error::{Error, Kind};
 use crate::protocol::messages::{JoinAnswer, JoinRequest};
@@ -28,7 +27,7 @@ const START_LIMIT: Duration = Duration::from_mins(1);
 /// Between two lines that say what a starting node waits for.
 const REPORT_PAUSE: Duration = Duration::from_secs(5);
 
-/// How long a join may take; the root may spend twice [`ASK_LIMIT`] on it, but seldom does.
+/// How long a join may take. A root that asks two silent nodes takes as long; then the join is sent again.
 const JOIN_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long the root waits for a node to say who it is.
@@ -36,7 +35,8 @@ const ASK_LIMIT: Duration = Duration::from_secs(1);
 
 // -- the joining node --------------------------------------------------------------------------
 
-/// Waits until the root has given this node its place, a minute at most. The root has its own already.
+/// Waits until the root has given this node its place, a minute at most; any 4xx of the root ends that at once. The
+/// root has its own already.
 pub fn join_root(node: &Node) -> Result<(), String> {
     let started = Instant::now();
     let mut next_report = started;

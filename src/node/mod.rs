@@ -1,7 +1,8 @@
 //! One node: its state, and its place in the tree.
 //!
 //! Invariant: no lock is held across a call to another node, and none is taken inside another.
-//! Left out: what is done with it ([`walk`]), how a node gets its place and keeps it ([`join`]), and HTTP (`http/api.rs`).
+//! Left out: what is done with it ([`walk`]), how a node gets its place and keeps it ([`join`]), and HTTP
+//! (`http/api.rs`).
 
 pub mod join;
 mod walk;
@@ -19,9 +20,12 @@ use crate::config::Config;
 use crate::http::client::Client;
 use crate::metrics::Metrics;
 use crate::protocol::error::{Error, Kind};
-use crate::tree::{self, ALIVE, ChildTable, FormerTree, Member, NodeRef, Place, Process};
+use crate::tree::{self, ChildTable, FormerTree, Member, NodeRef, Place, Process};
 
-pub use walk::{READ_LIMIT, not_joined};
+pub use walk::READ_LIMIT;
+
+/// Within this time nodes that outlived a former root join again: they repeat their joins every second.
+pub const JOINS_TAKE: Duration = Duration::from_secs(3);
 
 /// Between two sweeps.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
@@ -66,6 +70,11 @@ struct Joined {
     lease: Duration,
 }
 
+/// Refuses what needs a place.
+pub fn not_joined() -> Error {
+    Kind::ServiceUnavailable.error("not joined yet")
+}
+
 /// No thread panics while it has one of a node's locks; if one did, nothing could be said of what it guards.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("nothing panics under this lock")
@@ -100,29 +109,29 @@ impl Node {
 
     // -- the place -----------------------------------------------------------------------------
 
-    /// Makes the root a root: with the places that its former self gave, as far as it knows them.
+    /// Gives the root its table: with the places that its former self gave, as far as it knows them.
     pub fn take_table(&self, former: FormerTree) {
         let Role::Root { table } = &self.role else { return };
         let process = Process { run: self.run, url: self.myself.url.clone(), heard: self.started };
         let depth = self.config.tree_depth;
-        let mut taken = ChildTable::new(depth, Member { id: self.config.node_id, process: Some(process) });
+        let mut new_table = ChildTable::new(depth, Member { id: self.config.node_id, process: Some(process) });
         if depth > 1 {
             self.expect_former_holders(false);
-        }
-        if depth > 1 && former != FormerTree::None {
-            self.expect_former_holders(true);
+            if former != FormerTree::None {
+                self.expect_former_holders(true);
+            }
         }
         if let FormerTree::Places(places) = former {
             for (position, id) in places {
-                taken.admit(Member { id, process: None }, Some(position));
+                new_table.admit(Member { id, process: None }, Some(position));
             }
         }
-        table.get_or_init(|| Mutex::new(taken));
+        table.get_or_init(|| Mutex::new(new_table));
     }
 
     /// Lets no write finish while copies may be held that a former run of this root granted (rule 8).
     fn expect_former_holders(&self, known: bool) {
-        self.store().expect_former_holders(known, ALIVE, Instant::now());
+        self.store().expect_former_holders(known, JOINS_TAKE, Instant::now());
     }
 
     /// The root's child table, once it has it; nobody else has one.

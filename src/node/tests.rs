@@ -28,7 +28,7 @@ fn rule_8_a_young_root_waits_from_when_nodes_can_join() {
     let root = young_root();
     let before = Instant::now();
     root.take_table(FormerTree::None);
-    assert!(quiet_until(&root).expect("it waits") >= before + ALIVE);
+    assert!(quiet_until(&root).expect("it waits") >= before + JOINS_TAKE);
     for former in [FormerTree::Unknown, FormerTree::Places(vec![(1, 2)])] {
         let root = young_root();
         root.take_table(former);

@@ -6,13 +6,13 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use super::{Joined, Node, Role, lock};
+use super::{JOINS_TAKE, Joined, Node, Role, lock, not_joined};
 use crate::cache::leases::{Holder, Record, record_life};
 use crate::cache::store::{Leased, Reading, Source, Step, Turn, Write};
 use crate::http::client::{CallError, Reply, Sent};
 use crate::protocol::call::Call;
 use crate::protocol::error::{Error, Kind};
-use crate::tree::{ALIVE, NodeRef};
+use crate::tree::NodeRef;
 
 /// What a read may take in all.
 pub const READ_LIMIT: Duration = Duration::from_secs(5);
@@ -114,7 +114,7 @@ impl Node {
             if !is_root && !matches!(cause, CallError::Refused { .. }) {
                 self.pass_over(&ancestor.url);
             }
-            // That one has asked all above it. If each node asked them all again, a read at depth d would cost
+            // Most likely that one has asked all above it. If each node asked them all again, a read at depth d would cost
             // 2^(d-1) fetches while the root is dead; so only the root is asked once more.
             above_asked |= matches!(cause, CallError::Refused { status: 503, .. });
             causes.push(format!("from {} at {}: {cause}", ancestor.name, ancestor.url));
@@ -168,8 +168,8 @@ impl Node {
     /// Passes a client's write on to the root, once. Without an answer the error says whether it can have been applied.
     pub fn forward(&self, call: &Call, body: &[u8]) -> Result<Reply, Error> {
         // A young root waits with its first write (rule 8), a lost holder is waited for (rule 6).
-        let limit = record_life(self.joined()?.lease).max(ALIVE) + WRITE_SLACK;
-        self.pass_on(call, body, limit).map_err(|(text, cause)| {
+        let limit = record_life(self.joined()?.lease).max(JOINS_TAKE) + WRITE_SLACK;
+        self.send_to_root(call, body, limit).map_err(|(text, cause)| {
             Kind::ServiceUnavailable.error(match cause {
                 CallError::NoAnswer(_) => format!("{text}; whether it was applied is unknown"),
                 _ => format!("{text}; it was not applied"),
@@ -179,10 +179,10 @@ impl Node {
 
     /// Asks the root for the tree, for a client.
     pub fn ask_for_tree(&self) -> Result<Reply, Error> {
-        self.pass_on(&Call::Nodes, b"", NODES_LIMIT).map_err(|(text, _)| Kind::ServiceUnavailable.error(text))
+        self.send_to_root(&Call::Nodes, b"", NODES_LIMIT).map_err(|(text, _)| Kind::ServiceUnavailable.error(text))
     }
 
-    fn pass_on(&self, call: &Call, body: &[u8], limit: Duration) -> Result<Reply, (String, CallError)> {
+    fn send_to_root(&self, call: &Call, body: &[u8], limit: Duration) -> Result<Reply, (String, CallError)> {
         self.metrics.forwarded.count();
         let (root_url, sent) = (&self.config.root_url, Sent { call, body, via: Some(&self.myself.name) });
         self.client.send(root_url, &sent, limit).map_err(|cause| {
@@ -224,18 +224,18 @@ impl Node {
                 log::error!("could not start a thread to invalidate {key:?}: {error}");
             }
         }
-        // So that the channel closes when all have been told.
+        // So that the channel closes when all have acknowledged or refused.
         drop(sender);
-        let left = |waiting: &[Record]| {
+        let time_left = |waiting: &[Record]| {
             let last_end = waiting.iter().map(|record| record.ends).max();
             last_end.map(|end| end.saturating_duration_since(Instant::now()))
         };
-        while let Some(Ok(record)) = left(&waiting).map(|left| acknowledged.recv_timeout(left)) {
+        while let Some(Ok(record)) = time_left(&waiting).map(|left| acknowledged.recv_timeout(left)) {
             self.store().end_telling(key, &record, true, Instant::now());
             waiting.retain(|other| other.holder != record.holder);
         }
         // Rule 6: who did not acknowledge holds its copy until its record has run out.
-        let Some(left) = left(&waiting) else { return };
+        let Some(left) = time_left(&waiting) else { return };
         self.metrics.silent_holder_waits.count();
         thread::sleep(left);
         for record in waiting {
@@ -268,11 +268,6 @@ impl Node {
         };
         joined.ok_or_else(not_joined)
     }
-}
-
-/// Refuses what needs a place.
-pub fn not_joined() -> Error {
-    Kind::ServiceUnavailable.error("not joined yet")
 }
 
 fn no_answer(key: &str, causes: &[String]) -> Error {

@@ -12,6 +12,7 @@ use super::error::{Error, Kind};
 use super::key;
 use crate::cache::leases::Holder;
 use crate::config::base_url;
+use crate::tree;
 
 /// Keys in one listing.
 pub const MAX_LISTED: usize = 1000;
@@ -63,7 +64,7 @@ pub enum Call {
 }
 
 impl Call {
-    /// Method and target.
+    /// Method and target. No node sends another the calls that only clients make; a test does.
     pub fn write(&self) -> (&'static str, String) {
         let store = |key| format!("/store/{}", key::encode(key));
         match self {
@@ -194,9 +195,8 @@ fn read_number(query: &str, name: &str) -> Result<u64, Error> {
 
 fn read_name(query: &str) -> Result<String, Error> {
     let name = read_parameter(query, "holder").unwrap_or_default();
-    let is_name = name.strip_prefix("NODE-").is_some_and(|id| id.parse::<u32>().is_ok());
-    is_name
-        .then(|| name.to_owned())
+    tree::id_of(name)
+        .map(|_| name.to_owned())
         .ok_or_else(|| Kind::BadRequest.error(format!("holder={name:?} is not the name of a node")))
 }
 

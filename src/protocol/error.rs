@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-/// What the root says of a key that it does not have. A stranger's 404 says something else.
+/// What a node says of a key that the root does not have. A stranger's 404 says something else.
 pub const KEY_NOT_FOUND: &str = "Key not found";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! The bodies that nodes send each other, each with the two ends that write and read it. All is JSON.
 //!
-//! Unknown fields are ignored, so a node can be told more than it knows of.
+//! Unknown fields are ignored, so a node can be told more than it knows of. A field that an older node does not
+//! send must be an `Option`.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -13,12 +14,12 @@ use crate::cache::value::Value;
 use crate::tree::{NodeRef, Place};
 
 /// The JSON of one of our own types.
-pub fn write(value: &impl Serialize) -> Vec<u8> {
+pub fn to_json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("our own types are JSON")
 }
 
 /// Reads what must be a JSON object; a struct would be read from an array as well.
-pub fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, String> {
+pub fn from_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, String> {
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err("the body is not a JSON object".to_owned());
     }
@@ -66,7 +67,7 @@ pub fn write_copy(value: &Value, lease: Duration) -> Vec<u8> {
 }
 
 pub fn read_copy(body: &[u8]) -> Result<Leased, String> {
-    let CopyAnswer { lease_ms, value } = read(body)?;
+    let CopyAnswer { lease_ms, value } = from_json(body)?;
     Ok(Leased { value: Some(Value::from_raw(value)), lease: Duration::from_millis(lease_ms) })
 }
 

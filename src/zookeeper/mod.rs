@@ -5,9 +5,9 @@
 //! or fail is done by a session's own thread, which reports after every step; another thread only
 //! listens, and waits by the clock. To the rest of the program a node is registered or it is not.
 //!
-//! All nodes are registered again within 15 s of ZooKeeper's return: a session that will never answer is given up
-//! on 8 s after its last word (two waits of [`LOOK_PAUSE`] and [`CALL_LIMIT`], the first of which is within
-//! [`SESSION_LIFE`]), the pause before the next one is [`LAST_PAUSE`], 4 s, and that one takes 3 s to connect.
+//! All nodes are registered again within 15 s of ZooKeeper's return, which is 2 (1 + 3) + 4 + 3. A session that will
+//! never answer is given up on after two waits of [`LOOK_PAUSE`] and [`CALL_LIMIT`], since one is not yet over
+//! [`SESSION_LIFE`]. The pause before the next session is [`LAST_PAUSE`] at most. That one takes 3 s to connect.
 //! A further server that hangs adds its 3 s, and a name server what it takes to look up the names.
 //!
 //! Left out: what the znodes say ([`znodes`]), and how they are read and written ([`session`]).
@@ -28,6 +28,7 @@ use self::session::{SESSION_LIFE, Session};
 use self::znodes::{LIVE, Shape, TREE, full_path};
 use crate::config::Config;
 use crate::node::Node;
+use crate::protocol::messages;
 use crate::tree::{FormerTree, Member};
 
 /// Between two looks at this node's znodes.
@@ -49,7 +50,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(4);
 enum Report<T> {
     /// ZooKeeper answered a call.
     Answered,
-    /// How this node's znodes stand: all are there, or something is missing.
+    /// How this node's znodes stand: all are there, at that server, or something is missing.
     Looked(Result<SocketAddr, String>),
     /// The session is over: what its work has come to, or what ended it.
     Ended(Result<T, String>),
@@ -211,12 +212,12 @@ fn hold_place(session: &Session, node: &Node) -> ZkResult<bool> {
     let Some((own, above)) = wanted.as_ref().and_then(|wanted| wanted.split_last()) else { return Ok(false) };
     let path = full_path(&own.path);
     if session.owner(&path)?.is_none() {
-        session.create(TREE, &znodes::write(&shape(&node.config)), CreateMode::Persistent)?;
+        session.create(TREE, &messages::to_json(&shape(&node.config)), CreateMode::Persistent)?;
         for wanted in above {
-            session.create(&full_path(&wanted.path), &znodes::write(&wanted.data), CreateMode::Persistent)?;
+            session.create(&full_path(&wanted.path), &messages::to_json(&wanted.data), CreateMode::Persistent)?;
         }
     }
-    session.write(&path, &znodes::write(&own.data))?;
+    session.write(&path, &messages::to_json(&own.data))?;
     Ok(true)
 }
 
@@ -237,9 +238,9 @@ fn mirror_table(session: &Session, node: &Node, mirrored: &mut Vec<(u32, Option<
         log::info!("deleting {path} from ZooKeeper: the child table says otherwise");
         session.delete_whole(&path)?;
     }
-    session.write(TREE, &znodes::write(&shape(&node.config)))?;
+    session.write(TREE, &messages::to_json(&shape(&node.config)))?;
     for wanted in znodes::unsaid(&wanted, &found) {
-        session.write(&full_path(&wanted.path), &znodes::write(&wanted.data))?;
+        session.write(&full_path(&wanted.path), &messages::to_json(&wanted.data))?;
     }
     *mirrored = runs;
     Ok(())
@@ -249,7 +250,7 @@ fn mirror_table(session: &Session, node: &Node, mirrored: &mut Vec<(u32, Option<
 fn recover(session: &Session, shape: Shape) -> ZkResult<FormerTree> {
     let Some(kept_shape) = session.data(TREE)? else { return Ok(FormerTree::None) };
     let found = session.read_tree()?;
-    Ok(match znodes::fit(shape, znodes::read(&kept_shape), &found) {
+    Ok(match znodes::fit(shape, messages::from_json(&kept_shape).ok(), &found) {
         Ok(_) if found.is_empty() => FormerTree::None,
         Ok(places) => {
             for znode in found.iter().filter(|znode| znode.data.is_none()) {

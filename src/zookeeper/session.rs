@@ -18,8 +18,9 @@ use std::time::Duration;
 use zookeeper::{Acl, CreateMode, ZkError, ZkResult, ZkState, ZooKeeper};
 
 use super::znodes::{self, LIVE, TREE, Znode};
+use crate::protocol::messages;
 
-/// The life of a session without a word from us, and so of the live znode of a node that died. Six checks:
+/// The life of a session without a word from us, and so of the live znode of a node that died. Six looks:
 /// short, for people look there for who is alive; but a busy machine must not seem dead, and a
 /// ZooKeeper with default settings grants none under 4 s.
 pub const SESSION_LIFE: Duration = Duration::from_secs(6);
@@ -83,7 +84,7 @@ impl Session {
             for name in self.call(|zk| zk.get_children(&full_path, false)).or_else(none_if_gone)? {
                 let data = self.data(&format!("{full_path}/{name}"))?.unwrap_or_default();
                 let path = [&above[..], &[name]].concat();
-                found.push(Znode { path: path.clone(), data: znodes::read(&data) });
+                found.push(Znode { path: path.clone(), data: messages::from_json(&data).ok() });
                 unread.push(path);
             }
         }

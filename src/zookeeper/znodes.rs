@@ -70,16 +70,6 @@ pub fn full_path(path: &[String]) -> String {
     std::iter::once(TREE).chain(path.iter().map(String::as_str)).collect::<Vec<_>>().join("/")
 }
 
-/// A znode's data as it is kept.
-pub fn write(data: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(data).expect("numbers and strings are JSON")
-}
-
-/// What a znode's data says, if that can be read.
-pub fn read<T: for<'a> Deserialize<'a>>(data: &[u8]) -> Option<T> {
-    serde_json::from_slice(data).ok()
-}
-
 /// The znodes of a node with that place, its own last. Those above say all but the run, which the join's
 /// answer does not tell. `None` while a node above is unknown.
 pub fn wanted(place: &Place, id: u32, url: &str, run: u64) -> Option<Vec<Wanted>> {
@@ -88,7 +78,7 @@ pub fn wanted(place: &Place, id: u32, url: &str, run: u64) -> Option<Vec<Wanted>
     positions.reverse();
     let above = positions.into_iter().zip(1..path.len()).map(|(position, length)| {
         let name = &path[length - 1];
-        let id = name.strip_prefix("NODE-").and_then(|id| id.parse().ok()).unwrap_or_default();
+        let id = tree::id_of(name).unwrap_or_default();
         let url = place.ancestors.iter().find(|node| node.name == *name).map_or("", |node| &node.url);
         Wanted::new(&path[..length], id, url, UNKNOWN_RUN, position)
     });

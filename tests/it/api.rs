@@ -1,4 +1,4 @@
-//! Every row of the HTTP tables, at the root and at a leaf.
+//! Every row of the HTTP tables, at the root and at a leaf; but joins are in `tree.rs`, the token is in `door.rs`.
 
 use std::time::Duration;
 

@@ -35,6 +35,7 @@ fn used_by(module: &str, text: &str) -> Vec<String> {
     let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).map(str::trim).collect();
     let parent = module.rsplit_once("::").map_or(String::new(), |(parent, _)| format!("{parent}::"));
     let starts = [("crate::", String::new()), ("super::", parent), ("self::", format!("{module}::"))];
+    assert!(!code.contains("super::super"), "{module} is read one step up only");
     let mut used = Vec::new();
     for (start, room) in starts {
         for (position, _) in code.match_indices(start) {

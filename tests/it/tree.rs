@@ -1,4 +1,4 @@
-//! How a tree comes to be, what each node does when another is lost, and the token.
+//! How a tree comes to be, what each node does when another is lost.
 
 use std::thread;
 use std::time::{Duration, Instant};

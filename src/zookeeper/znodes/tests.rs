@@ -3,7 +3,12 @@
 use std::time::Instant;
 
 use super::*;
+use crate::protocol::messages;
 use crate::tree::{Member, Process};
+
+fn from_json<T: for<'a> Deserialize<'a>>(data: &[u8]) -> Option<T> {
+    messages::from_json(data).ok()
+}
 
 fn path(text: &str) -> Vec<String> {
     text.split('/').map(|id| format!("NODE-{id}")).collect()
@@ -36,8 +41,9 @@ fn a_node_wants_its_own_znode_and_those_above() {
     let ancestors = vec![node_ref(2), node_ref(1)];
     let mut place = Place { position: 3, path: Some(path("1/2/4")), ancestors, children: vec![] };
     let znodes = wanted(&place, 4, "http://h:4", 44).unwrap();
-    let text =
-        |wanted: &Wanted| format!("{} {}", full_path(&wanted.path), String::from_utf8_lossy(&write(&wanted.data)));
+    let text = |wanted: &Wanted| {
+        format!("{} {}", full_path(&wanted.path), String::from_utf8_lossy(&messages::to_json(&wanted.data)))
+    };
     assert_eq!(
         znodes.iter().map(text).collect::<Vec<_>>(),
         [
@@ -88,7 +94,7 @@ fn the_root_says_what_nobody_else_does() {
     let mut znodes = tree();
     znodes[1] = znode("1/2", 2, 2);
     znodes[2].data = None;
-    znodes[3].data = read(br#"{"id":5,"url":"http://h:5","run":0,"position":4}"#);
+    znodes[3].data = from_json(br#"{"id":5,"url":"http://h:5","run":0,"position":4}"#);
     znodes.remove(6);
     let table = table(&right);
     let unsaid: Vec<_> = unsaid(&table, &znodes).iter().map(|wanted| wanted.path.clone()).collect();
@@ -100,16 +106,18 @@ const SHAPE: Shape = Shape { depth: 3, root_id: 1 };
 #[test]
 fn a_tree_that_fits_becomes_the_child_table() {
     let places = [(1, 2), (3, 4), (4, 5), (2, 3), (5, 6), (6, 7)];
-    assert_eq!(fit(SHAPE, read(br#"{"depth":3,"root_id":1}"#), &tree()), Ok(places.into()));
+    assert_eq!(fit(SHAPE, from_json(br#"{"depth":3,"root_id":1}"#), &tree()), Ok(places.into()));
     assert_eq!(fit(SHAPE, None, &[]), Ok(vec![]), "none is one that fits");
 }
 
 #[test]
 fn what_cannot_be_read_is_left_out() {
-    for data in [&b""[..], b"{", b"[]", br#"{"id":2,"url":"http://h:2","run":-1,"position":1}"#] {
-        assert_eq!(read::<ZnodeData>(data), None);
+    for data in
+        [&b""[..], b"{", b"[]", br#"[2,"http://h:2",200,1]"#, br#"{"id":2,"url":"http://h:2","run":-1,"position":1}"#]
+    {
+        assert_eq!(from_json::<ZnodeData>(data), None);
     }
-    assert_eq!(read::<Shape>(b"no shape either"), None);
+    assert_eq!(from_json::<Shape>(b"no shape either"), None);
     let mut znodes = tree();
     znodes[1].data = None;
     let places = [(3, 4), (4, 5), (2, 3), (5, 6), (6, 7)];
