@@ -1,15 +1,17 @@
 //! The HTTP server: `tiny_http`, threads that take turns, and what `tiny_http` lacks.
 //!
-//! Leader and followers: threads wait in `recv()`. Whoever gets a request makes sure that somebody else still
-//! waits, and carries it out itself, so no request is handed from one thread to another.
+//! Leader and followers: one thread, the leader, waits in `recv()`. When it gets a request it lets the next thread
+//! lead, and carries the request out itself, so no request is handed from one thread to another.
 //!
 //! Invariants: while a request is carried out, somebody waits for the next one. A connection never has more than
-//! one thread. One bad request ends nothing but itself. `sentinel.rs` keeps the server from going deaf.
+//! one thread, and its requests stay in their order. One bad request ends nothing but itself. `sentinel.rs` keeps
+//! the server from going deaf.
 //!
 //! Left out: TLS; a limit on headers and on silent clients (`tiny_http` offers neither, and
 //! `SO_RCVTIMEO` on the listener would end accepting after that time).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::collections::hash_map::{Entry, HashMap};
 use std::io::{self, Cursor, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -126,20 +128,23 @@ pub fn serve(
 ) -> io::Result<()> {
     let sentinel = Sentinel::start(listener.local_addr()?, fatal.clone())?;
     let http = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
-    let (connections, waiting) = (Mutex::new((HashMap::new(), sentinel)), AtomicUsize::new(0));
-    let server = Server { http, connections, waiting, max_body_bytes, handler, fatal: Box::new(fatal) };
+    let (leader, connections, waiting) = (Mutex::new(sentinel), Mutex::default(), AtomicUsize::new(0));
+    let server = Server { http, leader, connections, waiting, max_body_bytes, handler, fatal: Box::new(fatal) };
     Arc::new(server).start_thread()
 }
 
-/// The connections that have a thread, with their requests that wait. `tiny_http` delivers pipelined requests at
-/// once: with a thread for each of them, 200,000 pipelined GETs killed the process in 4 s.
-type Connections = HashMap<SocketAddr, VecDeque<Request>>;
-
 struct Server {
     http: tiny_http::Server,
-    /// Guards who has a thread, and the sentinel, which is told of every request.
-    connections: Mutex<(Connections, Sentinel)>,
-    /// Threads that wait for a request, or are about to.
+    /// Held by the leader, who tells the sentinel of each request. Whoever takes a request from `tiny_http` also puts
+    /// it in its queue before anybody takes the next one. If two threads did so side by side:
+    /// 1. One takes the first request of a connection, another the second, and serves it.
+    /// 2. The first one finds that the connection has a thread, and queues its request there.
+    /// 3. That thread waits for ever to send the second answer: `tiny_http` sends the first one before.
+    leader: Mutex<Sentinel>,
+    /// Guards which connections have a thread, and which of their requests wait. `tiny_http` delivers pipelined
+    /// requests at once: with a thread for each of them, 200,000 pipelined GETs killed the process in 4 s.
+    connections: Mutex<HashMap<SocketAddr, VecDeque<Request>>>,
+    /// Threads that lead, wait to lead, or are about to.
     waiting: AtomicUsize,
     max_body_bytes: usize,
     handler: Box<Handler>,
@@ -157,17 +162,13 @@ impl Server {
         started.map(drop)
     }
 
-    /// Waits for requests and carries them out, while not too many others wait.
+    /// Takes requests and carries them out, while not too many others wait to do so.
     fn serve_requests(self: &Arc<Self>) {
         loop {
-            let request = match self.next_request() {
-                Ok(request) => request,
+            let client = match self.lead() {
+                Ok(client) => client,
                 Err(error) => return (self.fatal)(format!("could not accept connections any more: {error}")),
             };
-            let client = *request.remote_addr().expect("a TCP connection has an address");
-            if !self.enqueue(client, request) {
-                continue;
-            }
             if self.waiting.fetch_sub(1, SeqCst) == 1
                 && let Err(error) = self.start_thread()
             {
@@ -185,6 +186,23 @@ impl Server {
         }
     }
 
+    /// Takes requests until one comes of a connection that has no thread, which this thread must serve.
+    fn lead(&self) -> io::Result<SocketAddr> {
+        let mut sentinel = self.leader.lock().expect("nothing panics under this lock");
+        loop {
+            let request = self.next_request()?;
+            let client = *request.remote_addr().expect("a TCP connection has an address");
+            sentinel.notice_request(client);
+            match self.connections().entry(client) {
+                Entry::Occupied(mut queue) => queue.get_mut().push_back(request),
+                Entry::Vacant(queue) => {
+                    queue.insert(VecDeque::from([request]));
+                    return Ok(client);
+                }
+            }
+        }
+    }
+
     /// Not `incoming_requests()`: that iterator just ends when accepting fails.
     fn next_request(&self) -> io::Result<Request> {
         // A wait in `recv()` costs two context switches. The clients' threads run while we yield, and often there
@@ -196,22 +214,9 @@ impl Server {
         self.http.try_recv()?.map_or_else(|| self.http.recv(), Ok)
     }
 
-    /// Puts a request in the queue of its connection; whether that has no thread yet, so that this one must serve it.
-    fn enqueue(&self, client: SocketAddr, request: Request) -> bool {
-        let (connections, sentinel) = &mut *self.connections();
-        sentinel.notice_request(client);
-        let waiting = connections.get_mut(&client);
-        let is_new = waiting.is_none();
-        match waiting {
-            Some(waiting) => waiting.push_back(request),
-            None => drop(connections.insert(client, VecDeque::from([request]))),
-        }
-        is_new
-    }
-
     /// The next request of a connection; when there is none, it has no thread any more.
     fn next_of(&self, client: SocketAddr) -> Option<Request> {
-        let (connections, _) = &mut *self.connections();
+        let mut connections = self.connections();
         let request = connections.get_mut(&client).and_then(VecDeque::pop_front);
         if request.is_none() {
             connections.remove(&client);
@@ -225,7 +230,7 @@ impl Server {
         send(request, answer);
     }
 
-    fn connections(&self) -> MutexGuard<'_, (Connections, Sentinel)> {
+    fn connections(&self) -> MutexGuard<'_, HashMap<SocketAddr, VecDeque<Request>>> {
         self.connections.lock().expect("nothing panics under this lock")
     }
 }

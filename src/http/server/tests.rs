@@ -1,6 +1,6 @@
 //! Threads that take turns, on a real socket, with handlers that wait, panic or count.
 
-use std::io::BufRead;
+use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::sync::Barrier;
 
@@ -18,18 +18,18 @@ fn start(handler: impl Fn(&Incoming) -> Answer + Send + Sync + 'static) -> Socke
     address
 }
 
-fn ask(address: SocketAddr, paths: &[&str]) -> TcpStream {
+fn ask(address: SocketAddr, paths: &[&str]) -> BufReader<TcpStream> {
     let mut stream = TcpStream::connect(address).expect("it accepts");
     stream.set_read_timeout(Some(LIMIT)).expect("the time is not zero");
     for path in paths {
         write!(stream, "GET {path} HTTP/1.1\r\nHost: h\r\n\r\n").expect("the connection is open");
     }
-    stream
+    BufReader::new(stream)
 }
 
 /// The statuses of that many answers, none of which has a line in its body that begins like one.
-fn statuses(stream: TcpStream, count: usize) -> Vec<String> {
-    let lines = io::BufReader::new(stream).split(b'\n').map(|line| line.expect("it answers in time"));
+fn statuses(answers: impl BufRead, count: usize) -> Vec<String> {
+    let lines = answers.split(b'\n').map(|line| line.expect("it answers in time"));
     let lines = lines.map(|line| String::from_utf8_lossy(&line).into_owned());
     lines.filter_map(|line| Some(line.strip_prefix("HTTP/1.1 ")?[..3].to_owned())).take(count).collect()
 }
@@ -75,4 +75,17 @@ fn a_connection_never_has_more_than_one_thread() {
     });
     assert_eq!(statuses(ask(address, &["/counted"; 500]), 500), ["200"; 500]);
     assert_eq!(most.load(SeqCst), 1);
+}
+
+#[test]
+fn pipelined_requests_stay_in_their_order_and_none_is_stuck() {
+    let address = start(|incoming| Answer::json(if incoming.target() == "/first" { 201 } else { 202 }, *b"\n"));
+    let client = || {
+        let (mut stream, pair) = (ask(address, &[]), "GET /first HTTP/1.1\r\n\r\nGET /second HTTP/1.1\r\n\r\n");
+        for _ in 0..2000 {
+            stream.get_mut().write_all(pair.as_bytes()).expect("the connection is open");
+            assert_eq!(statuses(&mut stream, 2), ["201", "202"]);
+        }
+    };
+    thread::scope(|threads| (0..16).for_each(|_| drop(threads.spawn(client))));
 }
