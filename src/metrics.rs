@@ -47,7 +47,7 @@ counters! {
     grants: "grants_total" "", "Leases granted to other nodes.";
     invalidations_sent: "invalidations_sent_total" "", "Invalidations sent to holders, repeated ones included.";
     invalidations_received: "invalidations_received_total" "", "Invalidations received, refused ones included.";
-    silent_holder_waits: "silent_holder_waits_total" "", "Writes and invalidations that waited until a silent holder's record ran out.";
+    silent_holder_waits: "silent_holder_waits_total" "", "Waits until a silent holder's record ran out.";
 }
 
 /// Name, labels, help and value.

@@ -114,8 +114,8 @@ impl Node {
             if !is_root && !matches!(cause, CallError::Refused { .. }) {
                 self.pass_over(&ancestor.url);
             }
-            // Most likely that one has asked all above it. If each node asked them all again, a read at depth d would cost
-            // 2^(d-1) fetches while the root is dead; so only the root is asked once more.
+            // Most likely that one has asked all above it. If each node asked them all again, a read at depth d would
+            // cost 2^(d-1) fetches while the root is dead; so only the root is asked once more.
             above_asked |= matches!(cause, CallError::Refused { status: 503, .. });
             causes.push(format!("from {} at {}: {cause}", ancestor.name, ancestor.url));
         }
