@@ -73,8 +73,10 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Never to be kept by an HTTP cache in between: what it answered after a write would be stale.
     pub fn new(status: u16, content_type: &'static str, body: impl Into<Arc<[u8]>>) -> Self {
-        Self { status, headers: vec![("Content-Type", content_type)], body: body.into() }
+        let headers = vec![("Content-Type", content_type), ("Cache-Control", "no-store")];
+        Self { status, headers, body: body.into() }
     }
 
     /// An answer with a JSON body. Whoever gets a 503 may try again soon.

@@ -441,6 +441,24 @@ fn metrics_are_in_the_text_format_of_prometheus() {
 }
 
 #[test]
+fn no_answer_may_be_kept_by_an_http_cache_in_between() {
+    let tree = Tree::start(2, &[]);
+    tree.root().put("k", "1");
+    let page = [("Accept", "text/html")];
+    for node in [tree.root(), tree.leaf()] {
+        for path in ["/", "/metrics", "/openapi.json", "/nodes", "/store", "/store/k", "/store/other", "/store/a/b"] {
+            for (method, headers) in [("GET", &[][..]), ("HEAD", &[]), ("GET", &page), ("POST", &[])] {
+                node.call_with(method, path, headers, b"").expect_no_store();
+            }
+        }
+        node.call("PUT", "/store/k", b"").expect_no_store();
+        // Also what is answered without reading the body.
+        let absurd = format!("PUT /store/k HTTP/1.1\r\nContent-Length: {}\r\n\r\n", 1_u64 << 40);
+        raw_call(node.port, absurd.as_bytes()).expect_no_store();
+    }
+}
+
+#[test]
 fn what_is_refused_is_counted_by_status_and_what_is_passed_on_once() {
     let tree = Tree::start(2, &[]);
     let (root, leaf) = (tree.root(), tree.leaf());

@@ -39,6 +39,13 @@ impl Answer {
     #[track_caller]
     pub fn expect(&self, status: u16, body: &str) {
         assert_eq!((self.status, self.text()), (status, body));
+        self.expect_no_store();
+    }
+
+    /// Fails the test if an HTTP cache may keep this.
+    #[track_caller]
+    pub fn expect_no_store(&self) {
+        assert_eq!(self.header("cache-control"), Some("no-store"));
     }
 
     /// Fails the test unless this is that error, and JSON.
@@ -46,6 +53,7 @@ impl Answer {
     pub fn expect_error(&self, status: u16, detail: &str) {
         assert_eq!((self.status, self.json()), (status, serde_json::json!({ "detail": detail })));
         assert_eq!(self.header("content-type"), Some("application/json"));
+        self.expect_no_store();
     }
 
     /// The same for an error that will pass: it says when to try again.

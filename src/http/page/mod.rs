@@ -26,7 +26,6 @@ pub fn page() -> Answer {
     Answer::new(200, "text/html; charset=utf-8", PAGE.as_bytes())
         .with_header("Content-Security-Policy", POLICY)
         .with_header("X-Content-Type-Options", "nosniff")
-        .with_header("Cache-Control", "no-cache")
 }
 
 /// What clients can ask, as `OpenAPI` 3.1.
