@@ -18,10 +18,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
-use tiny_http::{Header, Request, Response, StatusCode};
+use tiny_http::{Header, Method, Request, Response, StatusCode};
 
 use super::sentinel::Sentinel;
 use crate::protocol::error::{Error, Kind};
@@ -35,6 +35,9 @@ const SEND_LIMIT: Duration = Duration::from_secs(5);
 
 /// Connections that the kernel may hold for us while all are being accepted.
 const BACKLOG: i32 = 1024;
+
+/// Up to this length a body is sent in one write with its head; longer ones are not copied for that.
+const ONE_WRITE_BYTES: usize = 16 << 10;
 
 /// So many threads stay to wait for requests; a further one ends when it has nothing to do.
 const SPARE_THREADS: usize = 8;
@@ -73,10 +76,13 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Never to be kept by an HTTP cache in between: what it answered after a write would be stale.
+    /// No HTTP cache in between may keep any answer: what it answered after a write would be stale.
+    pub fn empty(status: u16) -> Self {
+        Self { status, headers: vec![("Cache-Control", "no-store")], body: Arc::default() }
+    }
+
     pub fn new(status: u16, content_type: &'static str, body: impl Into<Arc<[u8]>>) -> Self {
-        let headers = vec![("Content-Type", content_type), ("Cache-Control", "no-store")];
-        Self { status, headers, body: body.into() }
+        Self { body: body.into(), ..Self::empty(status).with_header("Content-Type", content_type) }
     }
 
     /// An answer with a JSON body. Whoever gets a 503 may try again soon.
@@ -228,8 +234,9 @@ impl Server {
 
     fn handle(&self, mut request: Request) {
         let body = read_body(&mut request, self.max_body_bytes);
+        let is_read = body.is_ok();
         let answer = (self.handler)(body.map(|body| Incoming { request: &request, body }));
-        send(request, answer);
+        if is_read { send(request, &answer) } else { refuse(request, answer) }
     }
 
     fn connections(&self) -> MutexGuard<'_, HashMap<SocketAddr, VecDeque<Request>>> {
@@ -270,20 +277,30 @@ fn read_body(request: &mut Request, max_bytes: usize) -> Result<Vec<u8>, Error> 
     Ok(body)
 }
 
-/// Sends the answer, whether or not the request's body has been read.
-fn send(request: Request, answer: Answer) {
+/// Sends the answer to a request whose body has been read. The head is ours, since `tiny_http`'s own gives a 204 a
+/// length, sends 32 KiB and more in chunks, obeys `TE`, and does not say that an old connection stays.
+fn send(request: Request, answer: &Answer) {
+    let (head, is_head) = (write_head(answer, connection_of(&request)), *request.method() == Method::Head);
+    let body = if is_head { &[] } else { &answer.body[..] };
+    let mut writer = request.into_writer();
+    let sent = if body.len() <= ONE_WRITE_BYTES {
+        writer.write_all(&[head.as_bytes(), body].concat())
+    } else {
+        writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(body))
+    };
+    note_sent(sent.and_then(|()| writer.flush()));
+}
+
+/// Answers a request whose body has not been read to its end; `tiny_http` reads the rest after that.
+fn refuse(request: Request, answer: Answer) {
     if request.body_length().is_some_and(|length| length > ABSURD_BODY_BYTES) {
-        return send_undrained(request, &answer);
+        return refuse_undrained(request, &answer);
     }
     let length = answer.body.len();
     let header = |name: &str, value: &str| Header::from_bytes(name, value).expect("our headers are ASCII");
     let headers = answer.headers.iter().map(|(name, value)| header(name, value)).collect();
-    // Never chunked: tiny_http would do that to every body of 32 KiB and more.
-    let response = Response::new(StatusCode(answer.status), headers, Cursor::new(answer.body), Some(length), None)
-        .with_chunked_threshold(usize::MAX);
-    if let Err(error) = request.respond(response) {
-        log::debug!("could not answer: {error}");
-    }
+    let response = Response::new(StatusCode(answer.status), headers, Cursor::new(answer.body), Some(length), None);
+    note_sent(request.respond(response.with_chunked_threshold(usize::MAX)));
 }
 
 /// Answers a request whose body is declared longer than any memory.
@@ -293,21 +310,40 @@ fn send(request: Request, answer: Answer) {
 /// the process; 2^63 a panic. Upgrading hands out the raw stream with the reader inside; the stream
 /// is then forgotten, so that no drop ever drains. It costs a thread and two descriptors each
 /// time, which is why it is kept for lengths that nobody means.
-fn send_undrained(request: Request, answer: &Answer) {
+fn refuse_undrained(request: Request, answer: &Answer) {
     let mut stream = request.upgrade("none", Response::empty(100));
-    let headers: Vec<String> = answer.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    let head = format!(
-        "HTTP/1.1 {} {}\r\nContent-Length: {}\r\nConnection: close\r\n{}\r\n",
-        answer.status,
-        StatusCode(answer.status).default_reason_phrase(),
-        answer.body.len(),
-        headers.concat()
-    );
-    let sent = stream.write_all(&[head.as_bytes(), &answer.body].concat()).and_then(|()| stream.flush());
+    let head = write_head(answer, "Connection: close\r\n");
+    note_sent(stream.write_all(&[head.as_bytes(), &answer.body].concat()).and_then(|()| stream.flush()));
+    std::mem::forget(stream);
+}
+
+fn note_sent(sent: io::Result<()>) {
     if let Err(error) = sent {
         log::debug!("could not answer: {error}");
     }
-    std::mem::forget(stream);
+}
+
+fn write_head(answer: &Answer, connection: &str) -> String {
+    let (status, length) = (answer.status, answer.body.len());
+    let reason = StatusCode(status).default_reason_phrase();
+    let mut head = format!("HTTP/1.1 {status} {reason}\r\nDate: {}\r\n", httpdate::fmt_http_date(SystemTime::now()));
+    for (name, value) in &answer.headers {
+        head.extend([name, ": ", value, "\r\n"]);
+    }
+    if status != 204 {
+        head.extend(["Content-Length: ", &length.to_string(), "\r\n"]);
+    }
+    head + connection + "\r\n"
+}
+
+/// What the answer says of its connection: what `tiny_http` is going to do with it.
+fn connection_of(request: &Request) -> &'static str {
+    let (asked, is_old) = (find_header(request, "Connection"), *request.http_version() <= (1, 0));
+    let asks_for = |option| asked.is_some_and(|asked| asked.to_ascii_lowercase().contains(option));
+    if asks_for("close") || asks_for("upgrade") || (is_old && !asks_for("keep-alive")) {
+        return "Connection: close\r\n";
+    }
+    if is_old { "Connection: keep-alive\r\n" } else { "" }
 }
 
 fn find_header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {

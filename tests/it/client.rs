@@ -123,7 +123,7 @@ impl Raw {
         self.0.get_ref().shutdown(Shutdown::Write)
     }
 
-    /// Reads one answer that has a `Content-Length`; a `100 Continue` before it is passed over.
+    /// Reads one answer that has a `Content-Length`, or needs none; a `100 Continue` before it is passed over.
     pub fn read_answer(&mut self) -> io::Result<Answer> {
         let mut lines = Vec::new();
         loop {
@@ -139,8 +139,10 @@ impl Raw {
         let status = lines[0].split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status line");
         let header = |line: &String| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned()));
         let mut answer = Answer { status, headers: lines[1..].iter().filter_map(header).collect(), body: Vec::new() };
-        let length = answer.header("content-length").and_then(|length| length.parse().ok()).expect("a Content-Length");
-        answer.body = vec![0; length];
+        let length = answer.header("content-length").and_then(|length| length.parse().ok());
+        // A 204 must not have one (RFC 9110, 8.6).
+        assert_eq!(length.is_none(), status == 204, "{lines:?}");
+        answer.body = vec![0; length.unwrap_or(0)];
         self.0.read_exact(&mut answer.body)?;
         Ok(answer)
     }
