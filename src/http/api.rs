@@ -50,6 +50,8 @@ fn respond(node: &Arc<Node>, incoming: &Incoming) -> Result<Answer, Error> {
         Call::Describe => Ok(describe(node).with_header("Vary", "Accept")),
         Call::DescribeApi => Ok(page::description()),
         Call::Metrics => Ok(metrics(node)),
+        Call::Options(allow) => Ok(Answer::empty(204).with_header("Allow", allow)),
+        Call::Health => node.expect_ready().map(|()| answer_json(&serde_json::json!({ "status": "ok" }))),
         // Also before it has its place: a node that is told to join here, perhaps itself, would wait in vain.
         Call::Join if !node.config.is_root() => Err(node.not_root(Kind::Conflict)),
         _ if !node.is_joined() => Err(not_joined()),

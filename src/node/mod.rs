@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::http::client::Client;
 use crate::metrics::Metrics;
 use crate::protocol::error::{Error, Kind};
-use crate::tree::{self, ChildTable, FormerTree, Member, NodeRef, Place, Process};
+use crate::tree::{self, ALIVE, ChildTable, FormerTree, Member, NodeRef, Place, Process};
 
 pub use walk::READ_LIMIT;
 
@@ -66,6 +66,8 @@ enum Role {
 #[derive(Clone)]
 struct Joined {
     place: Arc<Place>,
+    /// When the root said so.
+    heard: Instant,
     /// A copy's life.
     lease: Duration,
 }
@@ -157,6 +159,19 @@ impl Node {
         }
     }
 
+    /// Refuses clients that could go to another node: this one has no place yet, or has lost its root.
+    pub fn expect_ready(&self) -> Result<(), Error> {
+        let silence = match &self.role {
+            Role::Root { table } => table.get().map(|_| Duration::ZERO),
+            Role::Other { joined, .. } => lock(joined).as_ref().map(|joined| joined.heard.elapsed()),
+        };
+        let silence = silence.ok_or_else(not_joined)?;
+        if silence > ALIVE {
+            return Err(Kind::ServiceUnavailable.error(format!("the root was last heard {silence:.1?} ago")));
+        }
+        Ok(())
+    }
+
     /// How deep this node stands, the root's level being 1; 0 before it has its place.
     fn level(&self) -> u32 {
         match &self.role {
@@ -169,7 +184,7 @@ impl Node {
     fn take_place(&self, place: Place, lease: Duration) {
         if let Role::Other { joined, .. } = &self.role {
             self.store().set_lease(lease);
-            *lock(joined) = Some(Joined { place: place.into(), lease });
+            *lock(joined) = Some(Joined { place: place.into(), heard: Instant::now(), lease });
         }
     }
 

@@ -14,6 +14,9 @@ use crate::cache::leases::Holder;
 use crate::config::base_url;
 use crate::tree;
 
+/// What can be asked of some path or other.
+const ALL_METHODS: &str = "GET, HEAD, PUT, POST, DELETE, OPTIONS";
+
 /// Keys in one listing.
 pub const MAX_LISTED: usize = 1000;
 
@@ -36,11 +39,15 @@ enum Who {
 pub enum Call {
     /// Who and where this node is.
     Describe,
+    /// Whether clients should come to this node.
+    Health,
     /// The tree.
     Nodes,
     Metrics,
     /// What clients can ask.
     DescribeApi,
+    /// With what methods the path can be asked: these.
+    Options(&'static str),
     /// Some of what this node holds, at most so many keys.
     List(usize),
     Get(String),
@@ -69,9 +76,11 @@ impl Call {
         let store = |key| format!("/store/{}", key::encode(key));
         match self {
             Self::Describe => ("GET", "/".to_owned()),
+            Self::Health => ("GET", "/health".to_owned()),
             Self::Nodes => ("GET", "/nodes".to_owned()),
             Self::Metrics => ("GET", "/metrics".to_owned()),
             Self::DescribeApi => ("GET", "/openapi.json".to_owned()),
+            Self::Options(_) => ("OPTIONS", "*".to_owned()),
             Self::List(limit) => ("GET", format!("/store?limit={limit}")),
             Self::Get(key) => ("GET", store(key)),
             Self::Put(key) => ("PUT", store(key)),
@@ -96,6 +105,9 @@ impl Call {
 
 impl Request {
     pub fn read(method: &str, target: &str) -> Self {
+        if (method, target) == ("OPTIONS", "*") {
+            return Self { who: Who::Anybody, call: Ok(Call::Options(ALL_METHODS)) };
+        }
         let Some((path, query)) = split_target(target) else {
             let text = format!("the target {:?} is neither a path nor an http:// URL", shorten(target));
             return Self { who: Who::Anybody, call: Err(Kind::BadRequest.error(text)) };
@@ -110,11 +122,14 @@ impl Request {
             ["store", segment] => (Who::Anybody, read_store(method, segment)),
             ["store"] if reads => (Who::Anybody, read_limit(query).map(Call::List)),
             [""] if reads => (Who::Anybody, Ok(Call::Describe)),
+            ["health"] if reads => (Who::Anybody, Ok(Call::Health)),
             ["nodes"] if reads => (Who::Anybody, Ok(Call::Nodes)),
             ["metrics"] if reads => (Who::Anybody, Ok(Call::Metrics)),
             ["openapi.json"] if reads => (Who::Anybody, Ok(Call::DescribeApi)),
-            ["nodes"] => (Who::Anybody, Err(no_method(method, "GET, HEAD, POST"))),
-            ["" | "metrics" | "openapi.json" | "store"] => (Who::Anybody, Err(no_method(method, "GET, HEAD"))),
+            ["nodes"] => (Who::Anybody, read_other(method, "GET, HEAD, POST, OPTIONS")),
+            ["" | "health" | "metrics" | "openapi.json" | "store"] => {
+                (Who::Anybody, read_other(method, "GET, HEAD, OPTIONS"))
+            }
             _ => (Who::Anybody, Err(no_path(path))),
         };
         Self { who, call }
@@ -150,7 +165,7 @@ fn read_store(method: &str, segment: &str) -> Result<Call, Error> {
         "GET" | "HEAD" => Ok(Call::Get(key?)),
         "PUT" => Ok(Call::Put(key?)),
         "DELETE" => Ok(Call::Delete(key?)),
-        _ => Err(no_method(method, "GET, HEAD, PUT, DELETE")),
+        _ => read_other(method, "GET, HEAD, PUT, DELETE, OPTIONS"),
     }
 }
 
@@ -167,12 +182,16 @@ fn read_copies(method: &str, segment: &str, query: &str) -> Result<Call, Error> 
             run: read_number(query, "run")?,
             level: read_number(query, "level")?.try_into().unwrap_or(u32::MAX),
         }),
-        _ => Err(no_method(method, "GET, DELETE")),
+        _ => read_other(method, "GET, DELETE, OPTIONS"),
     }
 }
 
-fn no_method(method: &str, allow: &'static str) -> Error {
-    Kind::MethodNotAllowed(allow).error(format!("the method {method:?} is not one of {allow}"))
+/// Reads a method that is none of those which a path has a call for.
+fn read_other(method: &str, allow: &'static str) -> Result<Call, Error> {
+    match method {
+        "OPTIONS" => Ok(Call::Options(allow)),
+        _ => Err(Kind::MethodNotAllowed(allow).error(format!("the method {method:?} is not one of {allow}"))),
+    }
 }
 
 fn no_path(path: &str) -> Error {

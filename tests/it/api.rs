@@ -164,7 +164,7 @@ fn a_target_may_be_absolute() {
     for target in ["*", "store/k", "x/store/k", "HTTP://somewhere/store/k"] {
         get(target).expect_error(400, &format!("the target {target:?} is neither a path nor an http:// URL"));
     }
-    for target in ["//store/k", "/store/k/", "/Store/k", "/copies", "/health"] {
+    for target in ["//store/k", "/store/k/", "/Store/k", "/copies", "/healthy"] {
         get(target).expect_error(404, &format!("there is no path {target:?}"));
     }
 }
@@ -174,14 +174,14 @@ fn another_method_is_405_and_allow_names_the_ones_there_are() {
     let tree = Tree::start(2, &[]);
     for node in [tree.root(), tree.leaf()] {
         for (method, path, allow) in [
-            ("POST", "/store/k", "GET, HEAD, PUT, DELETE"),
-            ("PATCH", "/store/k", "GET, HEAD, PUT, DELETE"),
-            ("BREW", "/store/k", "GET, HEAD, PUT, DELETE"),
-            ("PUT", "/store", "GET, HEAD"),
-            ("DELETE", "/store", "GET, HEAD"),
-            ("POST", "/", "GET, HEAD"),
-            ("DELETE", "/metrics", "GET, HEAD"),
-            ("PUT", "/nodes", "GET, HEAD, POST"),
+            ("POST", "/store/k", "GET, HEAD, PUT, DELETE, OPTIONS"),
+            ("PATCH", "/store/k", "GET, HEAD, PUT, DELETE, OPTIONS"),
+            ("BREW", "/store/k", "GET, HEAD, PUT, DELETE, OPTIONS"),
+            ("PUT", "/store", "GET, HEAD, OPTIONS"),
+            ("DELETE", "/store", "GET, HEAD, OPTIONS"),
+            ("POST", "/", "GET, HEAD, OPTIONS"),
+            ("DELETE", "/metrics", "GET, HEAD, OPTIONS"),
+            ("PUT", "/nodes", "GET, HEAD, POST, OPTIONS"),
         ] {
             let answer = node.call(method, path, b"");
             answer.expect_error(405, &format!("the method {method:?} is not one of {allow}"));
@@ -455,6 +455,66 @@ fn no_answer_may_be_kept_by_an_http_cache_in_between() {
         // Also what is answered without reading the body.
         let absurd = format!("PUT /store/k HTTP/1.1\r\nContent-Length: {}\r\n\r\n", 1_u64 << 40);
         raw_call(node.port, absurd.as_bytes()).expect_no_store();
+    }
+}
+
+#[test]
+fn every_known_path_says_how_it_can_be_asked() {
+    let tree = Tree::start(2, &[]);
+    for node in [tree.root(), tree.leaf()] {
+        for (target, allow) in [
+            ("/", "GET, HEAD, OPTIONS"),
+            ("/health", "GET, HEAD, OPTIONS"),
+            ("/store", "GET, HEAD, OPTIONS"),
+            ("/store/k", "GET, HEAD, PUT, DELETE, OPTIONS"),
+            ("/nodes", "GET, HEAD, POST, OPTIONS"),
+            ("/copies/k", "GET, DELETE, OPTIONS"),
+            ("*", "GET, HEAD, PUT, POST, DELETE, OPTIONS"),
+        ] {
+            let mut raw = Raw::connect(node.port).expect("it accepts");
+            raw.send(format!("OPTIONS {target} HTTP/1.1\r\n\r\nGET /health HTTP/1.1\r\n\r\n").as_bytes())
+                .expect("it is open");
+            let answer = raw.read_answer().expect("it answers");
+            assert_eq!((answer.status, answer.header("allow"), answer.text()), (204, Some(allow), ""), "{target}");
+            raw.read_answer().expect("it answers").expect(200, r#"{"status":"ok"}"#);
+        }
+        node.call("OPTIONS", "/other", b"").expect_error(404, "there is no path \"/other\"");
+    }
+}
+
+#[test]
+fn an_answer_says_whether_its_connection_stays() {
+    let root = Node::alone();
+    root.put("k", "1");
+    let long = format!("\"{}\"", "x".repeat(100_000));
+    root.put("long", &long);
+    for (version, asked, said, stays) in [
+        ("1.1", "", None, true),
+        ("1.1", "Connection: keep-alive\r\n", None, true),
+        ("1.1", "Connection: close\r\n", Some("close"), false),
+        ("1.1", "connection: Close\r\nTE: chunked\r\n", Some("close"), false),
+        ("1.1", "TE: chunked\r\n", None, true),
+        ("1.0", "", Some("close"), false),
+        // As `ab -k` asks.
+        ("1.0", "Connection: Keep-Alive\r\n", Some("keep-alive"), true),
+        ("1.0", "Connection: close\r\n", Some("close"), false),
+    ] {
+        let mut raw = Raw::connect(root.port).expect("it accepts");
+        let mut ask = |method: &str, path: &str| {
+            raw.send(format!("{method} {path} HTTP/{version}\r\nHost: h\r\n{asked}\r\n").as_bytes())?;
+            raw.read_answer()
+        };
+        let first = ask("GET", "/store/long").expect("it answers");
+        first.expect(200, &format!(r#"{{"value":{long}}}"#));
+        assert_eq!((first.header("connection"), first.header("transfer-encoding")), (said, None), "{version} {asked}");
+        assert!(first.header("date").is_some_and(|date| date.ends_with(" GMT")));
+        match ask("GET", "/store/k") {
+            Ok(second) => {
+                second.expect(200, r#"{"value":1}"#);
+                assert!(stays, "{version} {asked}");
+            }
+            Err(_) => assert!(!stays, "{version} {asked}"),
+        }
     }
 }
 

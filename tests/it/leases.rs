@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::client::{Raw, copy_path};
-use crate::harness::{Node, Tree, load_alone, poll_until};
+use crate::harness::{Node, Process, Tree, load_alone, poll_until};
 
 const FROM_COPY: &str = "reads_total{from=\"copy\"}";
 
@@ -106,6 +106,27 @@ fn a_parent_that_is_back_is_asked_again() {
     });
     let waited = passed_over.elapsed();
     assert!(waited > Duration::from_secs(1), "it is passed over for 5 s, and was asked after {waited:?}");
+}
+
+#[test]
+fn a_node_that_has_lost_its_root_is_not_ready_but_lives() {
+    let mut tree = Tree::start(2, &[]);
+    let port = tree.leaf().port.to_string();
+    let health = || Process::run_to_end(&["health"], &[("API_PORT", &port)]).0;
+    tree.root().get("/health").expect(200, r#"{"status":"ok"}"#);
+    tree.leaf().get("/health").expect(200, r#"{"status":"ok"}"#);
+    let killed = Instant::now();
+    tree.nodes[0].kill();
+    poll_until(Duration::from_secs(15), "the leaf misses its root", || tree.leaf().get("/health").status == 503);
+    assert!(killed.elapsed() > Duration::from_secs(1), "a root may be silent for 3 s");
+    let answer = tree.leaf().get("/health");
+    let detail = answer.json()["detail"].as_str().expect("a reason").to_owned();
+    answer.expect_retry(&detail);
+    assert!(detail.starts_with("the root was last heard ") && detail.ends_with("s ago"), "{detail}");
+    // Whoever restarts what is not alive must not restart all nodes while the root is away.
+    assert_eq!(health(), Some(0));
+    tree.nodes[0].restart();
+    poll_until(Duration::from_secs(15), "the leaf is ready again", || tree.leaf().get("/health").status == 200);
 }
 
 #[test]

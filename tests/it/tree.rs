@@ -58,8 +58,9 @@ fn a_node_that_is_started_before_the_root_waits_for_it() {
     let call = |method, path: &str| try_call(method, &format!("{node_url}{path}"), &[], b"").expect("it answers");
     let described = call("GET", "/").json();
     assert_eq!((&described["joined"], &described["position"]), (&json!(false), &json!(null)));
-    assert_eq!(call("GET", "/metrics").status, 200);
+    assert_eq!((call("GET", "/metrics").status, call("OPTIONS", "/store/k").status), (200, 204));
     for (method, path) in [
+        ("GET", "/health"),
         ("GET", "/store"),
         ("GET", "/store/k"),
         ("PUT", "/store/k"),
