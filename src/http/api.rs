@@ -156,11 +156,13 @@ fn delete(node: &Arc<Node>, key: &str) -> Result<Answer, Error> {
     Ok(answer_json(&serde_json::json!({ "key": key })))
 }
 
-/// Passes a write, or the question for the tree, on to the root. Whoever gets it with `Via` must be the
+/// Passes a write, or the question for the tree, on to the root. Whoever gets it from a node must be the
 /// root: else two nodes that take each other for it would pass it on for ever.
 fn pass_on(node: &Node, call: &Call, incoming: &Incoming) -> Result<Answer, Error> {
-    if incoming.header("Via").is_some() {
-        return Err(node.not_root(Kind::ServiceUnavailable));
+    // What proxies say counts for nothing.
+    let is_node = |via: &str| via.trim().strip_prefix("1.1 ").and_then(tree::id_of).is_some();
+    if incoming.headers("Via").flat_map(|vias| vias.split(',')).any(is_node) {
+        return Err(node.not_root(Kind::MisdirectedRequest));
     }
     let Reply { status, body } = match call {
         Call::Nodes => node.ask_for_tree()?,

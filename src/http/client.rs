@@ -187,7 +187,7 @@ impl Reply {
         if self.status == 200 { read(&self.body).map_err(|_| self.refused()) } else { Err(self.refused()) }
     }
 
-    fn refused(&self) -> CallError {
+    pub fn refused(&self) -> CallError {
         CallError::Refused { status: self.status, detail: self.detail() }
     }
 

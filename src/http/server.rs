@@ -60,7 +60,12 @@ impl Incoming<'_> {
         self.request.url()
     }
 
-    /// The value of the first header of that name, whatever its case.
+    /// The values of all headers of that name, whatever its case.
+    pub fn headers(&self, name: &'static str) -> impl Iterator<Item = &str> {
+        find_headers(self.request, name)
+    }
+
+    /// The value of the first one.
     pub fn header(&self, name: &'static str) -> Option<&str> {
         find_header(self.request, name)
     }
@@ -249,8 +254,7 @@ fn read_body(request: &mut Request, max_bytes: usize) -> Result<Vec<u8>, Error> 
         // tiny_http cannot tell a whole chunked body from one that was cut short.
         return Err(Kind::LengthRequired.error("a body needs a Content-Length"));
     }
-    let lengths = request.headers().iter().filter(|header| header.field.equiv("Content-Length"));
-    if lengths.count() > 1 {
+    if find_headers(request, "Content-Length").count() > 1 {
         return Err(Kind::BadRequest.error("there is more than one Content-Length"));
     }
     let length = match (request.body_length(), find_header(request, "Content-Length")) {
@@ -346,8 +350,12 @@ fn connection_of(request: &Request) -> &'static str {
     if is_old { "Connection: keep-alive\r\n" } else { "" }
 }
 
+fn find_headers<'a>(request: &'a Request, name: &'static str) -> impl Iterator<Item = &'a str> {
+    request.headers().iter().filter(move |header| header.field.equiv(name)).map(|header| header.value.as_str())
+}
+
 fn find_header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {
-    request.headers().iter().find(|header| header.field.equiv(name)).map(|header| header.value.as_str())
+    find_headers(request, name).next()
 }
 
 #[cfg(test)]

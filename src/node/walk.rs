@@ -27,6 +27,9 @@ const BACK_OFF: Duration = Duration::from_secs(5);
 /// What a forwarded write may take beyond what the root may have to wait for.
 const WRITE_SLACK: Duration = Duration::from_secs(1);
 
+/// The root's answers to a write that reach the client. Any other is no word on that write.
+const WRITE_ANSWERS: &[u16] = &[200, 412, 413, 422, 503, 507];
+
 /// What asking the root for the tree may take.
 const NODES_LIMIT: Duration = Duration::from_secs(2);
 
@@ -169,7 +172,7 @@ impl Node {
     pub fn forward(&self, call: &Call, body: &[u8]) -> Result<Reply, Error> {
         // A young root waits with its first write (rule 8), a lost holder is waited for (rule 6).
         let limit = record_life(self.joined()?.lease).max(JOINS_TAKE) + WRITE_SLACK;
-        self.send_to_root(call, body, limit).map_err(|(text, cause)| {
+        self.send_to_root(call, body, limit, WRITE_ANSWERS).map_err(|(text, cause)| {
             Kind::ServiceUnavailable.error(match cause {
                 CallError::NoAnswer(_) => format!("{text}; whether it was applied is unknown"),
                 _ => format!("{text}; it was not applied"),
@@ -179,13 +182,25 @@ impl Node {
 
     /// Asks the root for the tree, for a client.
     pub fn ask_for_tree(&self) -> Result<Reply, Error> {
-        self.send_to_root(&Call::Nodes, b"", NODES_LIMIT).map_err(|(text, _)| Kind::ServiceUnavailable.error(text))
+        let answer = self.send_to_root(&Call::Nodes, b"", NODES_LIMIT, &[200, 503]);
+        answer.map_err(|(text, _)| Kind::ServiceUnavailable.error(text))
     }
 
-    fn send_to_root(&self, call: &Call, body: &[u8], limit: Duration) -> Result<Reply, (String, CallError)> {
+    /// An error says what was sent where, and why no answer among these came of it.
+    fn send_to_root(
+        &self,
+        call: &Call,
+        body: &[u8],
+        limit: Duration,
+        answers: &[u16],
+    ) -> Result<Reply, (String, CallError)> {
         self.metrics.forwarded.count();
         let (root_url, sent) = (&self.config.root_url, Sent { call, body, via: Some(&self.myself.name) });
-        self.client.send(root_url, &sent, limit).map_err(|cause| {
+        let reply = self.client.send(root_url, &sent, limit).and_then(|reply| match reply.status {
+            status if answers.contains(&status) => Ok(reply),
+            _ => Err(reply.refused()),
+        });
+        reply.map_err(|cause| {
             let (method, path) = call.write();
             (format!("could not pass {method} {path} on to the root at {root_url}: {cause}"), cause)
         })

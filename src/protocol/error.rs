@@ -20,6 +20,8 @@ pub enum Kind {
     Conflict,
     LengthRequired,
     ContentTooLarge,
+    /// It is for the root, and this node is not.
+    MisdirectedRequest,
     UnprocessableContent,
     /// Not now; it may be tried again.
     ServiceUnavailable,
@@ -37,6 +39,7 @@ impl Kind {
             Self::Conflict => 409,
             Self::LengthRequired => 411,
             Self::ContentTooLarge => 413,
+            Self::MisdirectedRequest => 421,
             Self::UnprocessableContent => 422,
             Self::ServiceUnavailable => 503,
             Self::InsufficientStorage => 507,

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Raw, raw_call};
 use crate::harness::{Node, Tree, poll_until};
+use crate::impostor::Impostor;
 
 const JSON: Option<&str> = Some("application/json");
 
@@ -559,13 +560,51 @@ fn a_node_fetches_for_another_and_gives_a_lease_with_the_value() {
 }
 
 #[test]
-fn a_write_that_was_passed_on_already_goes_no_further() {
+fn what_a_node_passed_on_goes_no_further_and_what_a_proxy_did_goes_on() {
     let tree = Tree::start(2, &[]);
-    for (method, body) in [("PUT", &br#"{"value":1}"#[..]), ("DELETE", b"")] {
-        let answer = tree.node(2).call_with(method, "/store/k", &[("Via", "1.1 NODE-3")], body);
-        answer.expect_retry("NODE-2 is not the root");
+    let leaf = tree.node(2);
+    for (method, path, body) in
+        [("PUT", "/store/k", &br#"{"value":1}"#[..]), ("DELETE", "/store/k", b""), ("GET", "/nodes", b"")]
+    {
+        for vias in [
+            &["1.1 NODE-3"][..],
+            &["1.1 varnish, 1.1 NODE-3"],
+            &["1.1 NODE-3, 1.1 caddy"],
+            &["1.1 varnish", "1.1 NODE-3"],
+        ] {
+            let headers: Vec<_> = vias.iter().map(|via| ("Via", *via)).collect();
+            leaf.call_with(method, path, &headers, body).expect_error(421, "NODE-2 is not the root");
+            if path == "/nodes" {
+                assert_eq!(tree.root().call_with(method, path, &headers, body).status, 200, "the root is the root");
+            }
+        }
     }
     assert_eq!(tree.root().metric("writes_total"), 0);
+    for via in ["1.1 varnish (Varnish/7.1)", "2.0 NODE-3", "1.1 NODE-x", "1.1 NODE-03", "HTTP/1.1 NODE-3", ""] {
+        let answer = leaf.call_with("PUT", "/store/k", &[("Via", via)], br#"{"value":1}"#);
+        answer.expect(200, r#"{"key":"k","value":1}"#);
+    }
+}
+
+#[test]
+fn what_is_no_answer_of_a_root_to_a_write_does_not_reach_the_client() {
+    let impostor = Impostor::start(1);
+    // It takes a stranger for its root, which has a place for it and then answers nothing that a root would.
+    let node = Node::start(&[("NODE_ID", "2"), ("ROOT_URL", &impostor.url()), ("TREE_DEPTH", "2")]);
+    for (status, passes) in
+        [(200, true), (422, true), (507, true), (404, false), (421, false), (302, false), (500, false)]
+    {
+        impostor.answer_writes_with(status);
+        let answer = node.put("k", "1");
+        assert_eq!(answer.status, if passes { status } else { 503 }, "{status}");
+        if !passes {
+            let detail = answer.json()["detail"].as_str().expect("a text").to_owned();
+            assert!(
+                detail.contains(&format!("answered {status}")) && detail.ends_with("; it was not applied"),
+                "{detail}"
+            );
+        }
+    }
 }
 
 #[test]

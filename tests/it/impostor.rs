@@ -1,8 +1,8 @@
 //! A stranger who answers whatever it is asked as a node would, and keeps what it was told.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -16,6 +16,7 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 pub struct Impostor {
     pub address: SocketAddr,
     heard: Arc<Mutex<Vec<String>>>,
+    write_status: Arc<AtomicU16>,
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -32,19 +33,26 @@ impl Impostor {
             "depth": 2, "size": 3, "nodes": [],
         })
         .to_string();
-        let answer = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let rest = format!("\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         let (heard, over) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<AtomicBool>::default());
-        let (ears, ends) = (Arc::clone(&heard), Arc::clone(&over));
+        let write_status = Arc::new(AtomicU16::new(200));
+        let (ears, ends, says) = (Arc::clone(&heard), Arc::clone(&over), Arc::clone(&write_status));
         let thread = thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok).take_while(|_| !ends.load(Ordering::Relaxed)) {
                 let request = read_request(&stream);
+                let status = if request.starts_with("PUT ") { says.load(Ordering::Relaxed) } else { 200 };
                 // Before it answers: whoever has the answer may look at once.
                 ears.lock().expect("nobody panics").push(request);
                 // Who asked may have gone.
-                let _ = (&stream).write_all(answer.as_bytes());
+                let _ = (&stream).write_all(format!("HTTP/1.1 {status} X{rest}").as_bytes());
             }
         });
-        Self { address, heard, over, thread: Some(thread) }
+        Self { address, heard, write_status, over, thread: Some(thread) }
+    }
+
+    /// From now on it answers a `PUT` with that status.
+    pub fn answer_writes_with(&self, status: u16) {
+        self.write_status.store(status, Ordering::Relaxed);
     }
 
     pub fn url(&self) -> String {
@@ -57,17 +65,20 @@ impl Impostor {
     }
 }
 
-/// Reads one request without its body.
-fn read_request(mut stream: &TcpStream) -> String {
+/// Reads one request, its body too: who closes without reading it may lose the answer.
+fn read_request(stream: &TcpStream) -> String {
     stream.set_read_timeout(Some(REQUEST_LIMIT)).expect("the time is not zero");
-    let (mut request, mut buffer) = (Vec::new(), [0; 4096]);
-    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
-        match stream.read(&mut buffer) {
-            Ok(count @ 1..) => request.extend_from_slice(&buffer[..count]),
-            _ => break,
+    let mut reader = BufReader::new(stream);
+    let (mut head, mut length) = (String::new(), 0);
+    while let Ok(1..) = reader.read_line(&mut head) {
+        let line = head[..head.len() - 1].rsplit('\n').next().unwrap_or_default().trim_end().to_lowercase();
+        if line.is_empty() {
+            break;
         }
+        length = line.strip_prefix("content-length: ").map_or(length, |length| length.parse().expect("a length"));
     }
-    String::from_utf8_lossy(&request).into_owned()
+    let _ = reader.take(length).read_to_end(&mut Vec::new());
+    head
 }
 
 impl Drop for Impostor {
