@@ -27,11 +27,16 @@ for ((id = 1; id <= size; id++)); do
   ((id == ROOT_NODE_ID)) || ids+=("$id")
 done
 port_of() { echo $((base + $1 - 1)); }
-export ROOT_URL="http://127.0.0.1:$(port_of "$ROOT_NODE_ID")"
+# Where the nodes reach each other, on whatever address they listen; what else is set must not break the tree.
+export BIND_ADDR=${BIND_ADDR:-127.0.0.1}
+case $BIND_ADDR in 0.0.0.0) host=127.0.0.1 ;; ::) host=::1 ;; *) host=$BIND_ADDR ;; esac
+url_of() { [[ $host == *:* ]] && echo "http://[$host]:$1" || echo "http://$host:$1"; }
+ROOT_URL=$(url_of "$(port_of "$ROOT_NODE_ID")")
+export ROOT_URL
 
 for id in "${ids[@]}"; do
   port=$(port_of "$id")
-  if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+  if (exec 3<>"/dev/tcp/$host/$port") 2>/dev/null; then
     fail "port $port is taken by another program; nothing was started. API_PORT=6000 make local takes others"
   fi
 done
@@ -48,7 +53,8 @@ stop() {
 trap 'echo; echo "stopping ${#pids[@]} nodes"; stop 0' INT TERM
 
 for id in "${ids[@]}"; do
-  NODE_ID=$id API_PORT=$(port_of "$id") "$program" >"$lines/$id" &
+  port=$(port_of "$id")
+  NODE_ID=$id API_PORT=$port NODE_URL=$(url_of "$port") "$program" >"$lines/$id" &
   pids[id]=$!
   until [ -s "$lines/$id" ]; do
     kill -0 "${pids[id]}" 2>/dev/null || { echo "make local: NODE-$id ended" >&2; unset "pids[id]"; stop 1; }

@@ -99,6 +99,30 @@ fn make_local_takes_another_depth_and_root_and_names_a_node_that_dies() {
 }
 
 #[test]
+fn make_local_listens_where_it_is_told_whatever_else_is_set() {
+    for (bind_addr, host, listens_at) in [
+        ("0.0.0.0", "127.0.0.1", "0.0.0.0"),
+        ("::1", "[::1]", "[::1]"),
+        ("::", "[::1]", "[::]"),
+        ("", "127.0.0.1", "127.0.0.1"),
+    ] {
+        let base = free_ports(3);
+        // Else a node with a reachable address warns that it has no token.
+        let env =
+            [("API_PORT", &*base.to_string()), ("TREE_DEPTH", "2"), ("BIND_ADDR", bind_addr), ("TREE_TOKEN", "t")];
+        let of_others = [("NODE_URL", "http://elsewhere:1"), ("ROOT_URL", "http://elsewhere:2"), ("ZOOKEEPER", "")];
+        let mut local = Local::start(&[&env[..], &of_others].concat());
+        let printed = local.0.wait_for_output("Ctrl-C ends all 3 nodes.\n");
+        assert!(printed.starts_with(&format!("NODE-1 listening on http://{listens_at}:{base}\n")), "{printed}");
+        let drawn =
+            format!("\n3 of 3 nodes, depth 2\nNODE-1  http://{host}:{base}\n├── NODE-2  http://{host}:{}\n", base + 1);
+        assert!(printed.contains(&drawn), "{printed}");
+        local.0.signal("TERM");
+        assert_eq!(local.0.wait_for_end(PROCESS_LIMIT).0, Some(0));
+    }
+}
+
+#[test]
 fn make_local_names_a_taken_port_and_starts_nothing() {
     let base = free_ports(7);
     let _taken = TcpListener::bind(("127.0.0.1", base + 4)).expect("the port is free");
