@@ -46,8 +46,11 @@ pub fn handle(node: &Arc<Node>, incoming: Result<Incoming, Error>) -> Answer {
 fn respond(node: &Arc<Node>, incoming: &Incoming) -> Result<Answer, Error> {
     match Request::read(incoming.method(), incoming.target()).open(|| expect_node(node, incoming))? {
         // The same URL has two answers, and a cache in between must know.
-        Call::Describe if page::is_wanted(incoming.header("Accept")) => Ok(page::page().with_header("Vary", "Accept")),
-        Call::Describe => Ok(describe(node).with_header("Vary", "Accept")),
+        Call::Describe => {
+            let wants_page = page::is_wanted(incoming.header("Accept"), incoming.header("Sec-Fetch-Mode"));
+            let answer = if wants_page { page::page() } else { describe(node) };
+            Ok(answer.with_header("Vary", "Accept, Sec-Fetch-Mode"))
+        }
         Call::DescribeApi => Ok(page::description()),
         Call::Metrics => Ok(metrics(node)),
         Call::Options(allow) => Ok(Answer::empty(204).with_header("Allow", allow)),

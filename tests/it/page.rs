@@ -32,7 +32,10 @@ fn a_browser_gets_the_page_and_everybody_else_json() {
     for method in ["GET", "HEAD"] {
         let page = root.call_with(method, "/", &[("Accept", accept)], b"");
         assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
-        assert_eq!((page.header("x-content-type-options"), page.header("vary")), (Some("nosniff"), Some("Accept")));
+        assert_eq!(
+            (page.header("x-content-type-options"), page.header("vary")),
+            (Some("nosniff"), Some("Accept, Sec-Fetch-Mode"))
+        );
         let policy = page.header("content-security-policy").expect("the page has a policy");
         for rule in ["default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'", "script-src 'sha256-"] {
             assert!(policy.contains(rule), "{policy}");
@@ -41,7 +44,10 @@ fn a_browser_gets_the_page_and_everybody_else_json() {
     }
     for accept in ["*/*", "application/json"] {
         let answer = root.call_with("GET", "/", &[("Accept", accept)], b"");
-        assert_eq!((answer.header("content-type"), answer.header("vary")), (Some("application/json"), Some("Accept")));
+        assert_eq!(
+            (answer.header("content-type"), answer.header("vary")),
+            (Some("application/json"), Some("Accept, Sec-Fetch-Mode"))
+        );
         assert_eq!(answer.json()["node"], "NODE-1");
     }
 }

@@ -17,9 +17,11 @@ const POLICY: &str = "default-src 'none'; \
     connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
 
-/// Whether the client of a `GET /` wants the page. Every browser names `text/html`; curl and nodes do not.
-pub fn is_wanted(accept: Option<&str>) -> bool {
-    accept.is_some_and(|accept| accept.to_ascii_lowercase().contains("text/html"))
+/// Whether the client of a `GET /` wants the page: one that says that it navigates, or names XHTML, as every browser
+/// does. Others name `text/html` too: Java's default `Accept` begins with it.
+pub fn is_wanted(accept: Option<&str>, fetch_mode: Option<&str>) -> bool {
+    let names_xhtml = |accept: &str| accept.to_ascii_lowercase().contains("application/xhtml+xml");
+    fetch_mode == Some("navigate") || accept.is_some_and(names_xhtml)
 }
 
 pub fn page() -> Answer {
@@ -84,14 +86,18 @@ mod tests {
 
     #[test]
     fn browsers_want_the_page_and_others_do_not() {
-        for (accept, wanted) in [
-            (None, false),
-            (Some("*/*"), false),
-            (Some("application/json"), false),
-            (Some("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"), true),
-            (Some("Text/HTML"), true),
+        for (accept, fetch_mode, wanted) in [
+            (None, None, false),
+            (Some("*/*"), None, false),
+            (Some("application/json"), None, false),
+            (Some("text/html"), None, false),
+            (Some("text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2"), None, false),
+            (Some("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"), None, true),
+            (Some("text/html, Application/XHTML+xml"), None, true),
+            (Some("*/*"), Some("navigate"), true),
+            (Some("*/*"), Some("cors"), false),
         ] {
-            assert_eq!(is_wanted(accept), wanted, "{accept:?}");
+            assert_eq!(is_wanted(accept, fetch_mode), wanted, "{accept:?} {fetch_mode:?}");
         }
     }
 }
