@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 use ureq::http::Uri;
+use ureq::http::uri::Authority;
 
 use crate::tree;
 
@@ -61,7 +62,8 @@ impl Config {
         let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let bind_addr = env.parse("BIND_ADDR", localhost, "an IP address, such as 127.0.0.1 or 0.0.0.0")?;
         let default_url = match bind_addr {
-            address if address.is_loopback() => "http://127.0.0.1:5000".to_owned(),
+            IpAddr::V4(address) if address.is_loopback() => "http://127.0.0.1:5000".to_owned(),
+            IpAddr::V6(address) if address.is_loopback() => "http://[::1]:5000".to_owned(),
             _ => format!("http://{}:{api_port}", tree::name(root_id)),
         };
         let lease = env.number("LEASE_SECONDS", 5.0, ("a number of seconds", 0.1, 3600.0))?;
@@ -105,7 +107,8 @@ struct Lookup<F>(F);
 impl<F: Fn(&'static str) -> Option<String>> Lookup<F> {
     /// What `read` makes of a variable's value.
     fn get<T>(&self, name: &'static str, allowed: &str, read: impl Fn(&str) -> Option<T>) -> Result<Option<T>, String> {
-        let Some(value) = (self.0)(name) else { return Ok(None) };
+        // An empty variable counts as unset: Compose files and units have no other way to unset one.
+        let Some(value) = (self.0)(name).filter(|value| !value.is_empty()) else { return Ok(None) };
         read(&value).map(Some).ok_or_else(|| refuse(name, &value, allowed))
     }
 
@@ -119,9 +122,12 @@ impl<F: Fn(&'static str) -> Option<String>> Lookup<F> {
     {
         let is_allowed = |value: &T| *value >= least && *value <= most;
         let allowed = format!("{kind} from {least} to {most}");
-        Ok(self.get(name, &allowed, |value| value.parse().ok().filter(is_allowed))?.unwrap_or(default))
+        // Rust takes a sign for a part of a number; here it is a mistake.
+        let read = |value: &str| Some(value).filter(|value| !value.starts_with('+'))?.parse().ok().filter(is_allowed);
+        Ok(self.get(name, &allowed, read)?.unwrap_or(default))
     }
 
+    /// An empty one would open the tree to anybody, so it is none.
     fn token(&self, variable: &'static str) -> Result<Option<String>, String> {
         let is_token = |token: &String| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
         match (self.0)(variable) {
@@ -149,7 +155,7 @@ pub fn base_url(text: &str) -> Option<String> {
     let plain = uri.scheme_str() == Some("http")
         && matches!(uri.path(), "" | "/")
         && uri.query().is_none()
-        && (authority.as_str() == authority.host() || authority.port_u16().is_some())
+        && (authority.as_str() == authority.host() || has_port(authority))
         && !authority.host().is_empty()
         && !authority.as_str().contains('@');
     plain.then(|| format!("http://{authority}"))
@@ -159,11 +165,13 @@ pub fn base_url(text: &str) -> Option<String> {
 fn is_server(text: &str) -> bool {
     let uri = Uri::from_str(&format!("http://{text}")).ok();
     uri.as_ref().and_then(Uri::authority).is_some_and(|authority| {
-        authority.as_str() == text
-            && !authority.host().is_empty()
-            && authority.port_u16().is_some_and(|port| port > 0)
-            && !text.contains('@')
+        authority.as_str() == text && !authority.host().is_empty() && has_port(authority) && !text.contains('@')
     })
+}
+
+/// Whether it ends with a port, of digits only, that one can connect to.
+fn has_port(authority: &Authority) -> bool {
+    authority.port().is_some_and(|port| port.as_str().bytes().all(|byte| byte.is_ascii_digit()) && port.as_u16() > 0)
 }
 
 #[cfg(test)]

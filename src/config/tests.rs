@@ -27,7 +27,8 @@ fn the_urls_follow_the_bind_address() {
         config(&[("BIND_ADDR", "0.0.0.0"), ("NODE_ID", "4"), ("ROOT_NODE_ID", "3"), ("API_PORT", "6000")]).unwrap();
     assert_eq!(inside.url_at(6000), "http://NODE-4:6000");
     assert_eq!(inside.root_url, "http://NODE-3:6000");
-    assert_eq!(config(&[("BIND_ADDR", "::1")]).unwrap().url_at(7), "http://[::1]:7");
+    let v6 = config(&[("BIND_ADDR", "::1")]).unwrap();
+    assert_eq!((v6.url_at(7).as_str(), v6.root_url.as_str()), ("http://[::1]:7", "http://[::1]:5000"));
     let told = config(&[("NODE_URL", "http://here:1/"), ("ROOT_URL", "http://[::1]:2")]).unwrap();
     assert_eq!((told.url_at(9).as_str(), told.root_url.as_str()), ("http://here:1", "http://[::1]:2"));
 }
@@ -40,6 +41,14 @@ fn every_wrong_value_is_named_with_what_is_allowed() {
             assert_eq!(config(&[(*variable, *value)]).map(|_| ()), Err(expected));
         }
     }
+}
+
+#[test]
+fn an_empty_variable_counts_as_unset_but_the_token() {
+    let (unset, empty) =
+        (config(&[]).unwrap(), |name: &str| Some(name).filter(|name| *name != "TREE_TOKEN").map(|_| String::new()));
+    assert_eq!(format!("{:?}", Config::from_lookup(empty).unwrap()), format!("{unset:?}"));
+    assert!(config(&[("TREE_TOKEN", "")]).is_err());
 }
 
 #[test]

@@ -24,6 +24,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tiny_http::{Header, Method, Request, Response, StatusCode};
 
 use super::sentinel::Sentinel;
+use crate::protocol::call::read_digits;
 use crate::protocol::error::{Error, Kind};
 use crate::protocol::messages::{self, ErrorAnswer};
 
@@ -257,11 +258,12 @@ fn read_body(request: &mut Request, max_bytes: usize) -> Result<Vec<u8>, Error> 
     if find_headers(request, "Content-Length").count() > 1 {
         return Err(Kind::BadRequest.error("there is more than one Content-Length"));
     }
-    let length = match (request.body_length(), find_header(request, "Content-Length")) {
-        (None, Some(text)) => {
+    let length = match find_header(request, "Content-Length").map(|text| (text, read_digits(text))) {
+        None => 0,
+        Some((_, Some(length))) => length,
+        Some((text, None)) => {
             return Err(Kind::BadRequest.error(format!("Content-Length {text:?} is not a number of bytes")));
         }
-        (length, _) => length.unwrap_or(0),
     };
     if length > ABSURD_BODY_BYTES {
         return Err(Kind::ContentTooLarge.error(format!("the body has {length} bytes, more than any node keeps")));

@@ -6,6 +6,7 @@
 //!
 //! Left out: bodies (`messages.rs`), telling whether a caller is a node, and carrying the call out (`http/api.rs`).
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::error::{Error, Kind};
@@ -209,7 +210,12 @@ fn read_parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
 
 fn read_number(query: &str, name: &str) -> Result<u64, Error> {
     let text = read_parameter(query, name).unwrap_or_default();
-    text.parse().map_err(|_| Kind::BadRequest.error(format!("{name}={text:?} is not a whole number")))
+    read_digits(text).ok_or_else(|| Kind::BadRequest.error(format!("{name}={text:?} is not a whole number")))
+}
+
+/// A number of digits only; Rust takes a sign for a part of one.
+pub fn read_digits<T: FromStr>(text: &str) -> Option<T> {
+    Some(text).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()
 }
 
 fn read_name(query: &str) -> Result<String, Error> {
@@ -227,8 +233,8 @@ fn read_url(query: &str) -> Result<String, Error> {
 
 fn read_limit(query: &str) -> Result<usize, Error> {
     let Some(text) = read_parameter(query, "limit") else { return Ok(MAX_LISTED) };
-    match text.parse() {
-        Ok(limit @ 1..=MAX_LISTED) => Ok(limit),
+    match read_digits(text) {
+        Some(limit @ 1..=MAX_LISTED) => Ok(limit),
         _ => Err(Kind::BadRequest.error(format!("limit={text:?} is not a whole number from 1 to {MAX_LISTED}"))),
     }
 }

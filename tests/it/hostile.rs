@@ -63,6 +63,7 @@ fn a_length_that_cannot_be_meant_is_refused_and_others_are_served_meanwhile() {
         ("1073741824", large("1073741824")),
         ("1048577", large("1048577")),
         ("-1", senseless("-1")),
+        ("+2048", senseless("+2048")),
         ("18446744073709551616", senseless("18446744073709551616")),
         ("99999999999999999999999999", senseless("99999999999999999999999999")),
     ] {

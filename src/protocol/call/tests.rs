@@ -110,6 +110,10 @@ fn what_is_no_call_is_refused_with_its_operand() {
         ("GET", "/copies/k?holder=me", "holder=\"me\" is not the name of a node", Who::Nodes),
         ("GET", "/copies/k?holder=NODE-4&url=h", "url=\"h\" is not a URL of the form http://host:port", Who::Nodes),
         ("DELETE", "/copies/k?run=-1", "run=\"-1\" is not a whole number", Who::Nodes),
+        ("DELETE", "/copies/k?run=+11", "run=\"+11\" is not a whole number", Who::Nodes),
+        ("DELETE", "/copies/k?run=", "run=\"\" is not a whole number", Who::Nodes),
+        ("GET", "/store?limit=+7", "limit=\"+7\" is not a whole number from 1 to 1000", Who::Anybody),
+        ("GET", "/copies/k?holder=NODE-+4", "holder=\"NODE-+4\" is not the name of a node", Who::Nodes),
     ] {
         assert_eq!(read(method, target), (Err(detail.to_owned()), who), "{method} {target}");
     }
