@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::leases::{Holder, Record};
-use super::store::{Leased, Reading, Setup, Step, Store, Turn, Write};
+use super::store::{Condition, Leased, Reading, Setup, Step, Store, Turn, Write};
 use super::value::Value;
 
 const LEASE: Duration = Duration::from_secs(5);
@@ -303,12 +303,12 @@ impl World {
 
     async fn write(self: Rc<Self>, value: u64) -> Result<(), NoAnswer> {
         let root = &self.nodes[0];
-        let ticket = root.store.borrow_mut().queue_write(KEY, self.current.get());
+        let ticket = root.store.borrow_mut().queue_write(KEY, Condition::None, self.current.get());
         let holders = loop {
             let turn = root.store.borrow_mut().take_turn(KEY, ticket, self.clock(0));
             match turn {
                 Turn::Go(holders) => break holders,
-                Turn::NotBefore(_) => unreachable!("this root has no former self"),
+                Turn::NotBefore(_) | Turn::Refused(_) => unreachable!("no former self, no condition"),
                 Turn::Wait => self.woken(Duration::from_hours(1)).await,
             }
         };

@@ -76,6 +76,8 @@ pub enum Turn {
     Wait,
     /// The root is too young to finish a write (rule 8): try again then.
     NotBefore(Instant),
+    /// Give up: it would be refused.
+    Refused(Refusal),
     /// Invalidate these, then finish.
     Go(Vec<Record>),
 }
@@ -88,8 +90,38 @@ pub enum Write {
     Delete,
 }
 
-/// What came of a write (an error says why there is no room), and the next writer, who must be woken.
-type Finished<W> = (Result<(), String>, Option<W>);
+/// What must hold of a key for its write to be done; RFC 9110, section 13.1, calls it a precondition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    None,
+    /// Create only.
+    Absent,
+    /// Replace only.
+    Present,
+    /// It asks for an entity tag, and no value has one; or for what cannot be.
+    Never,
+}
+
+impl Condition {
+    fn expect(self, exists: bool) -> Result<(), Refusal> {
+        match self {
+            Self::Absent if exists => Err(Refusal::Condition("the key exists already")),
+            Self::Present if !exists => Err(Refusal::Condition("the key does not exist")),
+            Self::Never => Err(Refusal::Condition("no value can meet this condition")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Why a write is not done; both say it in words.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refusal {
+    Condition(&'static str),
+    Full(String),
+}
+
+/// What came of a write, and the next writer, who must be woken.
+type Finished<W> = (Result<(), Refusal>, Option<W>);
 
 /// What an entry or a copy takes beside its text. Measured: 160 bytes, and a little more just after the
 /// map has grown.
@@ -121,6 +153,13 @@ impl Item {
     fn is_valid(&self, now: Instant) -> bool {
         self.ends.is_none_or(|ends| now < ends)
     }
+}
+
+#[derive(Debug)]
+struct Writer<W> {
+    ticket: u64,
+    who: W,
+    condition: Condition,
 }
 
 #[derive(Debug)]
@@ -158,7 +197,7 @@ pub struct Store<W> {
     holders: Holders,
     fetches: HashMap<Key, Vec<Fetch<W>>>,
     /// The writers of a key, first come first served. While there are any, nothing is granted (rule 3).
-    writers: HashMap<Key, VecDeque<(u64, W)>>,
+    writers: HashMap<Key, VecDeque<Writer<W>>>,
     /// The root finishes no write before (rule 8).
     quiet_until: Option<Instant>,
     /// When items end.
@@ -317,42 +356,54 @@ impl<W: Clone> Store<W> {
 
     /// Puts a writer in the queue of its key; the returned number is its ticket. From here on
     /// nothing of this key is granted, until [`Store::finish_write`] of the last in the queue.
-    pub fn queue_write(&mut self, key: &str, writer: W) -> u64 {
+    pub fn queue_write(&mut self, key: &str, condition: Condition, who: W) -> u64 {
         let ticket = self.next_number();
-        self.writers.entry(key.into()).or_default().push_back((ticket, writer));
+        self.writers.entry(key.into()).or_default().push_back(Writer { ticket, who, condition });
         ticket
     }
 
     /// Whether it is that writer's turn and, if so, whom it must invalidate first (rule 4).
     pub fn take_turn(&mut self, key: &str, ticket: u64, now: Instant) -> Turn {
-        let first = self.writers.get(key).and_then(VecDeque::front);
-        match self.quiet_until {
-            _ if first.is_none_or(|(first, _)| *first != ticket) => Turn::Wait,
-            Some(quiet_until) if now < quiet_until => Turn::NotBefore(quiet_until),
+        let first = self.writers.get(key).and_then(VecDeque::front).filter(|first| first.ticket == ticket);
+        let Some(first) = first else { return Turn::Wait };
+        if let Some(quiet_until) = self.quiet_until.filter(|quiet_until| now < *quiet_until) {
+            return Turn::NotBefore(quiet_until);
+        }
+        match first.condition.expect(self.has(key, now)) {
+            // Before anybody is told, since nobody need be.
+            Err(refusal) => Turn::Refused(refusal),
             // Nothing has been granted since the ban, which is older than this list: the list is whole (rule 4).
-            _ => Turn::Go(self.holders.list(key, now)),
+            Ok(()) => Turn::Go(self.holders.list(key, now)),
         }
     }
 
     /// Ends a writer's turn: puts its change in place, or none if it gives up. The ban on grants is
-    /// lifted in the same hold of the lock, or handed on to the next writer, who must be woken. Without room the
-    /// old value stands.
+    /// lifted in the same hold of the lock, or handed on to the next writer, who must be woken. If it is refused
+    /// the old value stands. The condition is looked at again: an entry may have ended while holders were told.
     pub fn finish_write(&mut self, key: &str, ticket: u64, change: Option<Write>, now: Instant) -> Finished<W> {
-        let result = match change {
-            Some(Write::Put(value, ttl)) => self.put(key, value, ttl, now),
-            Some(Write::Delete) => {
-                self.remove(key);
-                Ok(())
-            }
-            None => Ok(()),
-        };
+        let exists = self.has(key, now);
         let queue = self.writers.get_mut(key).expect("a writer stays in its queue until it is finished");
-        queue.retain(|(queued, _)| *queued != ticket);
-        let next = queue.front().map(|(_, writer)| writer.clone());
+        let position = queue.iter().position(|writer| writer.ticket == ticket).expect("it is finished once");
+        let writer = queue.remove(position).expect("there is one");
+        let next = queue.front().map(|writer| writer.who.clone());
         if next.is_none() {
             self.writers.remove(key);
         }
+        let result = match change {
+            None => Ok(()),
+            Some(change) => writer.condition.expect(exists).and_then(|()| match change {
+                Write::Put(value, ttl) => self.put(key, value, ttl, now),
+                Write::Delete => {
+                    self.remove(key);
+                    Ok(())
+                }
+            }),
+        };
         (result, next)
+    }
+
+    fn has(&self, key: &str, now: Instant) -> bool {
+        self.items.get(key).is_some_and(|item| item.is_valid(now))
     }
 
     /// Lets no write finish while nodes may hold what a former run of this root granted (rule 8). If one is `known`
@@ -363,7 +414,7 @@ impl<W: Clone> Store<W> {
         self.quiet_until = self.quiet_until.max(Some(until));
     }
 
-    fn put(&mut self, key: &str, value: Value, ttl: Option<Duration>, now: Instant) -> Result<(), String> {
+    fn put(&mut self, key: &str, value: Value, ttl: Option<Duration>, now: Instant) -> Result<(), Refusal> {
         let needed = |store: &Self| {
             let freed = store.items.get(key).map_or(0, |old| item_bytes(key, &old.value));
             store.bytes() - freed + item_bytes(key, &value)
@@ -374,7 +425,8 @@ impl<W: Clone> Store<W> {
         }
         let (needed_bytes, allowed) = (needed(self), self.setup.max_bytes);
         if needed_bytes > allowed {
-            return Err(format!("the store is full: {needed_bytes} bytes are needed, {allowed} are allowed"));
+            let text = format!("the store is full: {needed_bytes} bytes are needed, {allowed} are allowed");
+            return Err(Refusal::Full(text));
         }
         self.insert(key, value, ttl.map(|ttl| now + ttl));
         Ok(())

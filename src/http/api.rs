@@ -15,7 +15,7 @@ use super::client::Reply;
 use super::page;
 use super::server::{Answer, Incoming};
 use crate::cache::leases::Holder;
-use crate::cache::store::{Leased, Source, Write};
+use crate::cache::store::{Condition, Leased, Source, Write};
 use crate::cache::value::Value;
 use crate::config::base_url;
 use crate::node::{Node, READ_LIMIT, join, not_joined};
@@ -63,8 +63,8 @@ fn respond(node: &Arc<Node>, incoming: &Incoming) -> Result<Answer, Error> {
         call @ (Call::Put(_) | Call::Delete(_) | Call::Nodes) if !node.config.is_root() => {
             pass_on(node, &call, incoming)
         }
-        Call::Put(key) => put(node, &key, &incoming.body),
-        Call::Delete(key) => delete(node, &key),
+        Call::Put(key) => put(node, &key, incoming),
+        Call::Delete(key) => delete(node, &key, incoming),
         Call::Nodes => Ok(answer_json(&node.table().ok_or_else(not_joined)?.listing(Instant::now()))),
         Call::Join => join_node(node, &incoming.body),
         Call::Fetch { key, holder, wait } => fetch(node, &key, &holder, wait),
@@ -131,10 +131,11 @@ struct PutBody<'a> {
     ttl: Option<f64>,
 }
 
-fn put(node: &Arc<Node>, key: &str, body: &[u8]) -> Result<Answer, Error> {
-    let PutBody { value, ttl } = read_body(body)?;
+fn put(node: &Arc<Node>, key: &str, incoming: &Incoming) -> Result<Answer, Error> {
+    let condition = read_condition(incoming)?;
+    let PutBody { value, ttl } = read_body(&incoming.body)?;
     let ttl = ttl.map(read_ttl).transpose()?;
-    node.write(key, Write::Put(Value::from_raw(value), ttl))?;
+    node.write(key, Write::Put(Value::from_raw(value), ttl), condition)?;
     Ok(answer_json(&PutAnswer { key, value }))
 }
 
@@ -154,9 +155,30 @@ struct PutAnswer<'a> {
     value: &'a RawValue,
 }
 
-fn delete(node: &Arc<Node>, key: &str) -> Result<Answer, Error> {
-    node.write(key, Write::Delete)?;
+fn delete(node: &Arc<Node>, key: &str, incoming: &Incoming) -> Result<Answer, Error> {
+    node.write(key, Write::Delete, read_condition(incoming)?)?;
     Ok(answer_json(&serde_json::json!({ "key": key })))
+}
+
+/// The headers by which a write is conditional.
+const CONDITIONS: [&str; 2] = ["If-Match", "If-None-Match"];
+
+/// Reads the condition of a write. No value has an entity tag, so one in `If-Match` matches nothing, and one in
+/// `If-None-Match` asks for nothing. Both must hold if there are two (RFC 9110, 13.2.2).
+fn read_condition(incoming: &Incoming) -> Result<Condition, Error> {
+    if incoming.header("Content-Range").is_some() {
+        return Err(Kind::BadRequest.error("a value is written whole: Content-Range is not known here"));
+    }
+    if let Some(coding) = incoming.header("Content-Encoding") {
+        return Err(Kind::UnsupportedMediaType.error(format!("Content-Encoding {coding:?} is not kept")));
+    }
+    Ok(match CONDITIONS.map(|name| incoming.header(name)) {
+        [Some("*"), Some("*")] => Condition::Never,
+        [Some("*"), _] => Condition::Present,
+        [Some(_), _] => Condition::Never,
+        [None, Some("*")] => Condition::Absent,
+        [None, _] => Condition::None,
+    })
 }
 
 /// Passes a write, or the question for the tree, on to the root. Whoever gets it from a node must be the
@@ -169,7 +191,11 @@ fn pass_on(node: &Node, call: &Call, incoming: &Incoming) -> Result<Answer, Erro
     }
     let Reply { status, body } = match call {
         Call::Nodes => node.ask_for_tree()?,
-        write => node.forward(write, &incoming.body)?,
+        write => {
+            read_condition(incoming)?;
+            let headers: Vec<_> = CONDITIONS.iter().filter_map(|name| Some((*name, incoming.header(name)?))).collect();
+            node.forward(write, &incoming.body, &headers)?
+        }
     };
     Ok(Answer::json(status, body))
 }

@@ -65,13 +65,15 @@ pub struct Sent<'a> {
     pub call: &'a Call,
     /// Empty if it has none.
     pub body: &'a [u8],
+    /// Headers of a write that say on what condition it is to be done.
+    pub conditions: &'a [(&'a str, &'a str)],
     /// The name of the node that passes on what a client asked it.
     pub via: Option<&'a str>,
 }
 
 impl<'a> Sent<'a> {
-    fn plain(call: &'a Call) -> Self {
-        Self { call, body: b"", via: None }
+    pub fn plain(call: &'a Call) -> Self {
+        Self { call, body: b"", conditions: &[], via: None }
     }
 }
 
@@ -144,11 +146,19 @@ impl Client {
     }
 
     /// Sends anything; whatever comes back is an answer.
-    pub fn send(&self, url: &str, &Sent { call, body, via }: &Sent, limit: Duration) -> Result<Reply, CallError> {
+    pub fn send(
+        &self,
+        url: &str,
+        &Sent { call, body, conditions, via }: &Sent,
+        limit: Duration,
+    ) -> Result<Reply, CallError> {
         let (method, target) = call.write();
         let mut request = Request::builder().method(method).uri(format!("{url}{target}"));
         if let Some(bearer) = self.bearer.as_ref().filter(|_| call.shows_token()) {
             request = request.header("Authorization", bearer);
+        }
+        for (name, value) in conditions {
+            request = request.header(*name, *value);
         }
         if let Some(via) = via {
             request = request.header("Via", format!("1.1 {via}"));

@@ -1,7 +1,7 @@
 //! Roots that are young.
 
 use super::*;
-use crate::cache::store::Turn;
+use crate::cache::store::{Condition, Turn};
 
 /// A root that has not joined yet, of a tree of depth 2 with a lease of a minute.
 pub fn young_root() -> Arc<Node> {
@@ -17,7 +17,7 @@ pub fn young_root() -> Arc<Node> {
 /// When the root will finish a write.
 pub fn quiet_until(root: &Node) -> Option<Instant> {
     let mut store = root.store();
-    let ticket = store.queue_write("key", thread::current());
+    let ticket = store.queue_write("key", Condition::None, thread::current());
     let turn = store.take_turn("key", ticket, Instant::now());
     store.finish_write("key", ticket, None, Instant::now()).0.expect("nothing is put");
     if let Turn::NotBefore(then) = turn { Some(then) } else { None }

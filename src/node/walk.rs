@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::{JOINS_TAKE, Joined, Node, Role, lock, not_joined};
 use crate::cache::leases::{Holder, Record, record_life};
-use crate::cache::store::{Leased, Reading, Source, Step, Turn, Write};
+use crate::cache::store::{Condition, Leased, Reading, Refusal, Source, Step, Turn, Write};
 use crate::http::client::{CallError, Reply, Sent};
 use crate::protocol::call::Call;
 use crate::protocol::error::{Error, Kind};
@@ -140,28 +140,29 @@ impl Node {
 
     // -- the write -----------------------------------------------------------------------------
 
-    /// Changes a key at the root: invalidates first, then puts the change in place (rule 4). Without room the old
-    /// value stands.
-    pub fn write(self: &Arc<Self>, key: &str, change: Write) -> Result<(), Error> {
-        let ticket = self.store().queue_write(key, thread::current());
+    /// Changes a key at the root: invalidates first, then puts the change in place (rule 4). If the condition does not
+    /// hold, or there is no room, the old value stands.
+    pub fn write(self: &Arc<Self>, key: &str, change: Write, condition: Condition) -> Result<(), Error> {
+        let ticket = self.store().queue_write(key, condition, thread::current());
         let begun = Begun { node: self, key, number: ticket };
-        let holders = self.wait_for_turn(key, ticket);
+        let holders = self.wait_for_turn(key, ticket).map_err(refused)?;
         self.invalidate_holders(key, holders);
         let (result, next) = self.store().finish_write(key, ticket, Some(change), Instant::now());
         begun.ended(next);
-        result.map_err(|text| Kind::InsufficientStorage.error(text))?;
+        result.map_err(refused)?;
         self.metrics.writes.count();
         Ok(())
     }
 
     /// Waits for a writer's turn, and returns the holders that must be invalidated. It comes, since each writer before
     /// waits for nobody longer than a record lasts (rule 6), and wakes the next.
-    fn wait_for_turn(&self, key: &str, ticket: u64) -> Vec<Record> {
+    fn wait_for_turn(&self, key: &str, ticket: u64) -> Result<Vec<Record>, Refusal> {
         loop {
             let now = Instant::now();
             let turn = self.store().take_turn(key, ticket, now);
             match turn {
-                Turn::Go(holders) => return holders,
+                Turn::Go(holders) => return Ok(holders),
+                Turn::Refused(refusal) => return Err(refusal),
                 Turn::NotBefore(then) => thread::park_timeout(then - now),
                 Turn::Wait => thread::park_timeout(LOOK_AGAIN),
             }
@@ -169,10 +170,11 @@ impl Node {
     }
 
     /// Passes a client's write on to the root, once. Without an answer the error says whether it can have been applied.
-    pub fn forward(&self, call: &Call, body: &[u8]) -> Result<Reply, Error> {
+    pub fn forward(&self, call: &Call, body: &[u8], conditions: &[(&str, &str)]) -> Result<Reply, Error> {
         // A young root waits with its first write (rule 8), a lost holder is waited for (rule 6).
         let limit = record_life(self.joined()?.lease).max(JOINS_TAKE) + WRITE_SLACK;
-        self.send_to_root(call, body, limit, WRITE_ANSWERS).map_err(|(text, cause)| {
+        let sent = Sent { call, body, conditions, via: Some(&self.myself.name) };
+        self.send_to_root(&sent, limit, WRITE_ANSWERS).map_err(|(text, cause)| {
             Kind::ServiceUnavailable.error(match cause {
                 CallError::NoAnswer(_) => format!("{text}; whether it was applied is unknown"),
                 _ => format!("{text}; it was not applied"),
@@ -182,26 +184,21 @@ impl Node {
 
     /// Asks the root for the tree, for a client.
     pub fn ask_for_tree(&self) -> Result<Reply, Error> {
-        let answer = self.send_to_root(&Call::Nodes, b"", NODES_LIMIT, &[200, 503]);
+        let sent = Sent { via: Some(&self.myself.name), ..Sent::plain(&Call::Nodes) };
+        let answer = self.send_to_root(&sent, NODES_LIMIT, &[200, 503]);
         answer.map_err(|(text, _)| Kind::ServiceUnavailable.error(text))
     }
 
     /// An error says what was sent where, and why no answer among these came of it.
-    fn send_to_root(
-        &self,
-        call: &Call,
-        body: &[u8],
-        limit: Duration,
-        answers: &[u16],
-    ) -> Result<Reply, (String, CallError)> {
+    fn send_to_root(&self, sent: &Sent, limit: Duration, answers: &[u16]) -> Result<Reply, (String, CallError)> {
         self.metrics.forwarded.count();
-        let (root_url, sent) = (&self.config.root_url, Sent { call, body, via: Some(&self.myself.name) });
-        let reply = self.client.send(root_url, &sent, limit).and_then(|reply| match reply.status {
+        let root_url = &self.config.root_url;
+        let reply = self.client.send(root_url, sent, limit).and_then(|reply| match reply.status {
             status if answers.contains(&status) => Ok(reply),
             _ => Err(reply.refused()),
         });
         reply.map_err(|cause| {
-            let (method, path) = call.write();
+            let (method, path) = sent.call.write();
             (format!("could not pass {method} {path} on to the root at {root_url}: {cause}"), cause)
         })
     }
@@ -282,6 +279,13 @@ impl Node {
             Role::Root { .. } => None,
         };
         joined.ok_or_else(not_joined)
+    }
+}
+
+fn refused(refusal: Refusal) -> Error {
+    match refusal {
+        Refusal::Condition(text) => Kind::PreconditionFailed.error(text),
+        Refusal::Full(text) => Kind::InsufficientStorage.error(text),
     }
 }
 

@@ -19,6 +19,8 @@ pub enum Kind {
     MethodNotAllowed(&'static str),
     Conflict,
     LengthRequired,
+    PreconditionFailed,
+    UnsupportedMediaType,
     ContentTooLarge,
     /// It is for the root, and this node is not.
     MisdirectedRequest,
@@ -38,6 +40,8 @@ impl Kind {
             Self::MethodNotAllowed(_) => 405,
             Self::Conflict => 409,
             Self::LengthRequired => 411,
+            Self::PreconditionFailed => 412,
+            Self::UnsupportedMediaType => 415,
             Self::ContentTooLarge => 413,
             Self::MisdirectedRequest => 421,
             Self::UnprocessableContent => 422,

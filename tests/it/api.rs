@@ -520,6 +520,73 @@ fn an_answer_says_whether_its_connection_stays() {
 }
 
 #[test]
+fn a_write_on_a_condition_is_done_or_412_from_every_node_alike() {
+    let tree = Tree::start(2, &[]);
+    let (any, tag) = ("*", "\"a\"");
+    let (exists, missing, never) =
+        ("the key exists already", "the key does not exist", "no value can meet this condition");
+    for node in [tree.root(), tree.leaf()] {
+        for method in ["PUT", "DELETE"] {
+            for (headers, there, refused) in [
+                (&[("If-None-Match", any)][..], false, None),
+                (&[("If-None-Match", any)], true, Some(exists)),
+                (&[("If-None-Match", tag)], true, None),
+                (&[("If-Match", any)], true, None),
+                (&[("If-Match", any)], false, Some(missing)),
+                (&[("If-Match", tag)], true, Some(never)),
+                (&[("If-Match", any), ("If-None-Match", any)], true, Some(never)),
+                (&[("If-Match", any), ("If-None-Match", tag)], true, None),
+                (&[], true, None),
+            ] {
+                if there {
+                    tree.root().put("k", "1")
+                } else {
+                    tree.root().delete("k")
+                };
+                let body = if method == "PUT" { &br#"{"value":2}"#[..] } else { b"" };
+                let answer = node.call_with(method, "/store/k", headers, body);
+                let now = tree.root().get("/store/k");
+                if let Some(detail) = refused {
+                    answer.expect_error(412, detail);
+                    assert_eq!(now.status, if there { 200 } else { 404 }, "{method} {headers:?}");
+                    assert_ne!(now.text(), r#"{"value":2}"#);
+                } else {
+                    assert_eq!(answer.status, 200, "{method} {headers:?}: {}", answer.text());
+                    assert_eq!(now.status, if method == "PUT" { 200 } else { 404 }, "{method} {headers:?}");
+                }
+            }
+            let body = br#"{"value":2}"#;
+            let answer = node.call_with(method, "/store/k", &[("Content-Range", "bytes 0-1/2")], body);
+            answer.expect_error(400, "a value is written whole: Content-Range is not known here");
+            let answer = node.call_with(method, "/store/k", &[("Content-Encoding", "gzip")], body);
+            answer.expect_error(415, "Content-Encoding \"gzip\" is not kept");
+        }
+    }
+}
+
+#[test]
+fn of_thirty_racing_creates_exactly_one_wins() {
+    let tree = Tree::start(3, &[]);
+    for round in 0..10 {
+        let path = format!("/store/k{round}");
+        let create = |number: usize| {
+            let body = format!(r#"{{"value":{number}}}"#);
+            let answer = tree.nodes[number % 7].call_with("PUT", &path, &[("If-None-Match", "*")], body.as_bytes());
+            assert!(answer.status == 200 || answer.status == 412, "{}", answer.text());
+            (answer.status == 200).then_some(number)
+        };
+        let won: Vec<usize> = std::thread::scope(|threads| {
+            let racing: Vec<_> = (0..30).map(|number| threads.spawn(move || create(number))).collect();
+            racing.into_iter().filter_map(|thread| thread.join().expect("no panic")).collect()
+        });
+        assert_eq!(won.len(), 1, "{won:?}");
+        for node in &tree.nodes {
+            node.get(&path).expect(200, &format!(r#"{{"value":{}}}"#, won[0]));
+        }
+    }
+}
+
+#[test]
 fn what_is_refused_is_counted_by_status_and_what_is_passed_on_once() {
     let tree = Tree::start(2, &[]);
     let (root, leaf) = (tree.root(), tree.leaf());

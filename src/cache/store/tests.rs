@@ -33,8 +33,8 @@ fn node() -> (Store<u64>, Instant) {
 }
 
 /// Writes without waiting for anybody.
-fn write(store: &mut Store<u64>, key: &str, change: Write, now: Instant) -> Result<(), String> {
-    let ticket = store.queue_write(key, 0);
+fn write(store: &mut Store<u64>, key: &str, change: Write, now: Instant) -> Result<(), Refusal> {
+    let ticket = store.queue_write(key, Condition::None, 0);
     store.finish_write(key, ticket, Some(change), now).0
 }
 
@@ -112,7 +112,7 @@ fn rule_3_nothing_is_granted_while_writers_are_in_the_queue() {
     let (mut store, now) = root();
     put(&mut store, "1", now);
     assert_eq!(grant(&mut store, 1, now), leased("1", LEASE));
-    let (first, second) = (store.queue_write("k", 10), store.queue_write("k", 20));
+    let (first, second) = (store.queue_write("k", Condition::None, 10), store.queue_write("k", Condition::None, 20));
     assert!(matches!(store.take_turn("k", second, now), Turn::Wait));
     assert!(matches!(store.take_turn("k", first, now), Turn::Go(holders) if holders.len() == 1));
     assert_eq!(grant(&mut store, 2, now), leased("1", Duration::ZERO));
@@ -156,7 +156,7 @@ fn rule_8_a_young_root_finishes_no_write() {
         let now = started + SECOND / 2;
         let until = if known { started + until } else { now + until };
         store.expect_former_holders(known, 3 * SECOND, now);
-        let ticket = store.queue_write("k", 1);
+        let ticket = store.queue_write("k", Condition::None, 1);
         assert!(matches!(store.take_turn("k", ticket, now), Turn::NotBefore(then) if then == until));
         assert!(matches!(store.take_turn("k", ticket, until), Turn::Go(_)));
         // What is known later lengthens the wait, and never shortens it.
@@ -187,7 +187,7 @@ fn what_is_abandoned_keeps_nobody_waiting() {
 
     let (mut store, now) = root();
     put(&mut store, "1", now);
-    let (first, second) = (store.queue_write("k", 10), store.queue_write("k", 20));
+    let (first, second) = (store.queue_write("k", Condition::None, 10), store.queue_write("k", Condition::None, 20));
     assert_eq!(store.abandon("k", first, now), [20]);
     assert!(matches!(store.take_turn("k", second, now), Turn::Go(_)));
     assert_eq!(store.abandon("k", second, now), [0; 0]);
@@ -258,7 +258,8 @@ fn a_full_store_refuses_and_loses_nothing() {
     let long = Write::Put(value("\"much more than there is room for\""), None);
     let refused = write(&mut store, "k", long.clone(), now).unwrap_err();
     let needed = held + "\"much more than there is room for\"".len() - 1;
-    assert_eq!(refused, format!("the store is full: {needed} bytes are needed, {} are allowed", 2 * (ITEM_BYTES + 20)));
+    let text = format!("the store is full: {needed} bytes are needed, {} are allowed", 2 * (ITEM_BYTES + 20));
+    assert_eq!(refused, Refusal::Full(text));
     assert_eq!((read_entry(&mut store, now), store.gauges().bytes), (Some(value("1")), held));
     assert_eq!(grant(&mut store, 1, now), leased("1", Duration::ZERO), "no room for a record");
     put(&mut store, "3", now);
@@ -281,4 +282,44 @@ fn a_full_node_keeps_no_copy_and_a_sweep_makes_room() {
     assert_eq!((store.gauges().copies, store.list(now).count()), (1, 1));
     assert!(!store.sweep(now + LEASE));
     assert_eq!((store.gauges().copies, store.gauges().bytes), (0, 0));
+}
+
+#[test]
+fn a_condition_is_looked_at_when_its_turn_comes_and_when_the_value_is_put() {
+    use Condition::{Absent, Never, None, Present};
+    let change = || Some(Write::Put(value("2"), Option::None));
+    for (condition, exists, refused) in [
+        (None, false, Option::None),
+        (None, true, Option::None),
+        (Absent, false, Option::None),
+        (Absent, true, Some("the key exists already")),
+        (Present, false, Some("the key does not exist")),
+        (Present, true, Option::None),
+        (Never, true, Some("no value can meet this condition")),
+    ] {
+        let (mut store, now) = root();
+        if exists {
+            write(&mut store, "k", Write::Put(value("1"), Some(SECOND)), now).unwrap();
+        }
+        let ticket = store.queue_write("k", condition, 1);
+        let turn = store.take_turn("k", ticket, now);
+        let refusal = if let Turn::Refused(refusal) = turn { Some(refusal) } else { Option::None };
+        assert_eq!(refusal, refused.map(Refusal::Condition), "{condition:?} {exists}");
+        let (result, _) = store.finish_write("k", ticket, change(), now);
+        assert_eq!(result.err(), refused.map(Refusal::Condition), "{condition:?} {exists}");
+        let stands = if refused.is_none() { Some("2") } else { exists.then_some("1") };
+        assert_eq!(read_entry(&mut store, now), stands.map(value), "{condition:?} {exists}");
+    }
+    // The entry ends while a holder is waited for.
+    let (mut store, now) = root();
+    write(&mut store, "k", Write::Put(value("1"), Some(SECOND)), now).unwrap();
+    let ticket = store.queue_write("k", Present, 1);
+    assert!(matches!(store.take_turn("k", ticket, now), Turn::Go(_)));
+    let (result, _) = store.finish_write("k", ticket, change(), now + SECOND);
+    assert_eq!(result, Err(Refusal::Condition("the key does not exist")));
+    // A refused writer hands the ban on.
+    let (first, second) = (store.queue_write("k", Present, 1), store.queue_write("k", Absent, 2));
+    assert!(matches!(store.take_turn("k", first, now + SECOND), Turn::Refused(_)));
+    assert_eq!(store.abandon("k", first, now + SECOND), [2]);
+    assert!(matches!(store.take_turn("k", second, now + SECOND), Turn::Go(_)));
 }
