@@ -259,7 +259,7 @@ fn the_description_is_true_at_a_root_alone_and_at_a_leaf() {
         let mut process = Process::spawn_command(&mut program, &[]);
         let (code, printed, log) = process.wait_for_end(DESCRIPTION_LIMIT);
         assert_eq!(code, Some(0), "{printed}{log}");
-        assert!(printed.contains("8 selected / 8 total"), "{printed}");
+        assert!(printed.contains("9 selected / 9 total"), "{printed}");
         // It still answers.
         assert!(try_call("GET", &node.url, &[], b"").is_ok_and(|answer| answer.status == 200));
     }
