@@ -96,7 +96,11 @@ impl Session {
         match self.data(path)? {
             Some(found) if found == data => Ok(()),
             Some(_) => self.call(|zk| zk.set_data(path, data.to_vec(), None)).map(drop),
-            None => self.create(path, data, CreateMode::Persistent),
+            None => {
+                self.create(path, data, CreateMode::Persistent)?;
+                // Looked at again: a node below may have been quicker, and said less.
+                self.write(path, data)
+            }
         }
     }
 
