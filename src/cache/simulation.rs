@@ -313,7 +313,7 @@ impl World {
             }
         };
         self.invalidate_holders(0, holders).await;
-        let change = Write::Put(Value::from_raw(serde_json::from_str(&value.to_string()).unwrap()), None);
+        let change = Write::Put(Value::from(value.to_string().as_str()), None);
         let (result, next) = root.store.borrow_mut().finish_write(KEY, ticket, Some(change), self.clock(0));
         result.expect("there is room");
         self.order.borrow_mut().push(value);

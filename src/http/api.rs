@@ -5,6 +5,7 @@
 //!
 //! Left out: sockets and threads (`server.rs`).
 
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,10 +14,10 @@ use serde_json::value::RawValue;
 
 use super::client::Reply;
 use super::page;
-use super::server::{Answer, Incoming};
+use super::server::{Answer, Body, Incoming};
 use crate::cache::leases::Holder;
 use crate::cache::store::{Condition, Leased, Source, Write};
-use crate::cache::value::Value;
+use crate::cache::value::{self, Value};
 use crate::config::base_url;
 use crate::node::{Node, READ_LIMIT, join, not_joined};
 use crate::protocol::call::{Call, Request};
@@ -33,7 +34,7 @@ const MAX_TTL: Duration = Duration::from_secs(1_000_000_000);
 
 /// Answers one request, or says what was wrong with it.
 pub fn handle(node: &Arc<Node>, incoming: Result<Incoming, Error>) -> Answer {
-    let answer = incoming.and_then(|incoming| respond(node, &incoming)).unwrap_or_else(|error| {
+    let answer = incoming.and_then(|incoming| respond(node, incoming)).unwrap_or_else(|error| {
         log::debug!("{}: {error}", error.kind.status());
         error.into()
     });
@@ -43,8 +44,8 @@ pub fn handle(node: &Arc<Node>, incoming: Result<Incoming, Error>) -> Answer {
     answer
 }
 
-fn respond(node: &Arc<Node>, incoming: &Incoming) -> Result<Answer, Error> {
-    match Request::read(incoming.method(), incoming.target()).open(|| expect_node(node, incoming))? {
+fn respond(node: &Arc<Node>, incoming: Incoming) -> Result<Answer, Error> {
+    match Request::read(incoming.method(), incoming.target()).open(|| expect_node(node, &incoming))? {
         // The same URL has two answers, and a cache in between must know.
         Call::Describe => {
             let wants_page = page::is_wanted(incoming.header("Accept"), incoming.header("Sec-Fetch-Mode"));
@@ -61,10 +62,10 @@ fn respond(node: &Arc<Node>, incoming: &Incoming) -> Result<Answer, Error> {
         Call::Get(key) => get(node, &key),
         Call::List(limit) => Ok(list(node, limit)),
         call @ (Call::Put(_) | Call::Delete(_) | Call::Nodes) if !node.config.is_root() => {
-            pass_on(node, &call, incoming)
+            pass_on(node, &call, &incoming)
         }
         Call::Put(key) => put(node, &key, incoming),
-        Call::Delete(key) => delete(node, &key, incoming),
+        Call::Delete(key) => delete(node, &key, &incoming),
         Call::Nodes => Ok(answer_json(&node.table().ok_or_else(not_joined)?.listing(Instant::now()))),
         Call::Join => join_node(node, &incoming.body),
         Call::Fetch { key, holder, wait } => fetch(node, &key, &holder, wait),
@@ -121,7 +122,7 @@ fn get(node: &Node, key: &str) -> Result<Answer, Error> {
         Source::Fetch => (&metrics.reads_from_fetch, "tree-cache; fwd=uri-miss; detail=fetch"),
     };
     counter.count();
-    Ok(Answer::json(200, value.body()).with_header("Cache-Status", status))
+    Ok(answer_with(b"{", &value).with_header("Cache-Status", status))
 }
 
 #[derive(Deserialize)]
@@ -131,12 +132,21 @@ struct PutBody<'a> {
     ttl: Option<f64>,
 }
 
-fn put(node: &Arc<Node>, key: &str, incoming: &Incoming) -> Result<Answer, Error> {
-    let condition = read_condition(incoming)?;
-    let PutBody { value, ttl } = read_body(&incoming.body)?;
+fn put(node: &Arc<Node>, key: &str, mut incoming: Incoming) -> Result<Answer, Error> {
+    let condition = read_condition(&incoming)?;
+    let body = mem::take(&mut incoming.body);
+    let PutBody { value, ttl } = read_body(&body)?;
     let ttl = ttl.map(read_ttl).transpose()?;
-    node.write(key, Write::Put(Value::from_raw(value), ttl), condition)?;
-    Ok(answer_json(&PutAnswer { key, value }))
+    if !value::is_unicode(value) {
+        return Err(
+            Kind::UnprocessableContent.error("a string of the value has half a surrogate pair, which is no Unicode")
+        );
+    }
+    let place = value::find(value, &body);
+    let value = Value::cut_out(body, place);
+    node.write(key, Write::Put(value.clone(), ttl), condition)?;
+    let start = format!(r#"{{"key":{},"#, serde_json::to_string(key).expect("a string is JSON"));
+    Ok(answer_with(start.as_bytes(), &value))
 }
 
 fn read_ttl(seconds: f64) -> Result<Duration, Error> {
@@ -147,12 +157,6 @@ fn read_ttl(seconds: f64) -> Result<Duration, Error> {
         Kind::UnprocessableContent
             .error(format!("ttl={seconds:?} is not a number of seconds over 0 and at most {most}"))
     })
-}
-
-#[derive(Serialize)]
-struct PutAnswer<'a> {
-    key: &'a str,
-    value: &'a RawValue,
 }
 
 fn delete(node: &Arc<Node>, key: &str, incoming: &Incoming) -> Result<Answer, Error> {
@@ -265,7 +269,12 @@ fn fetch(node: &Node, key: &str, holder: &Holder, wait: Duration) -> Result<Answ
     if !lease.is_zero() {
         node.metrics.grants.count();
     }
-    Ok(Answer::json(200, messages::write_copy(&value, lease)))
+    Ok(answer_with(messages::start_copy(lease).as_bytes(), &value))
+}
+
+/// An answer that ends with a value.
+fn answer_with(start: &[u8], value: &Value) -> Answer {
+    Answer::json(200, Body { start: start.to_vec(), shared: value.last_field() })
 }
 
 fn answer_json(value: &impl Serialize) -> Answer {

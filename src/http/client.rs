@@ -133,7 +133,10 @@ impl Client {
         if reply.status == 404 && reply.detail() == KEY_NOT_FOUND {
             return Ok(Leased::once(None));
         }
-        reply.expect(messages::read_copy)
+        if reply.status != 200 {
+            return Err(reply.refused());
+        }
+        messages::read_copy(reply.body).map_err(|detail| CallError::Refused { status: 200, detail })
     }
 
     /// Tells a holder that its copy, and those below it, must go. Anything but an acknowledgement that names its

@@ -4,6 +4,7 @@
 //! `names` nothing of a node's state.
 
 pub mod api;
+mod body;
 pub mod client;
 mod names;
 mod page;

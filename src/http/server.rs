@@ -12,24 +12,21 @@
 
 use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
-use std::io::{self, Cursor, Read, Write};
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tiny_http::{Header, Method, Request, Response, StatusCode};
 
+use super::body::{self, Flight, Refused, asks_for_upgrade, is_absurd};
 use super::sentinel::Sentinel;
-use crate::protocol::call::read_digits;
 use crate::protocol::error::{Error, Kind};
 use crate::protocol::messages::{self, ErrorAnswer};
-
-/// A declared length that nobody means: above it, `tiny_http` must not be let near the body.
-const ABSURD_BODY_BYTES: usize = 1 << 30;
 
 /// A client that does not take its answer for this long is given up, and its thread is free again.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
@@ -42,6 +39,10 @@ const ONE_WRITE_BYTES: usize = 16 << 10;
 
 /// So many threads stay to wait for requests; a further one ends when it has nothing to do.
 const SPARE_THREADS: usize = 8;
+
+/// For how long nothing is heard that comes after the last request of a connection. Then its client has left, or will
+/// never; and its port may be another connection's.
+const DEAF_TIME: Duration = Duration::from_secs(5);
 
 /// A request as the handler sees it: its body has been read whole.
 pub struct Incoming<'a> {
@@ -77,22 +78,41 @@ impl Incoming<'_> {
 pub struct Answer {
     pub status: u16,
     pub headers: Vec<(&'static str, &'static str)>,
-    /// Shared rather than copied.
-    pub body: Arc<[u8]>,
+    pub body: Body,
+}
+
+/// The body of an answer: what was written for it, and then, if it ends with a value, the value's own bytes, which may
+/// be many and are not copied.
+#[derive(Debug, Clone, Default)]
+pub struct Body {
+    pub start: Vec<u8>,
+    pub shared: Arc<Vec<u8>>,
+}
+
+impl Body {
+    fn len(&self) -> usize {
+        self.start.len() + self.shared.len()
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(start: Vec<u8>) -> Self {
+        Self { start, ..Self::default() }
+    }
 }
 
 impl Answer {
     /// No HTTP cache in between may keep any answer: what it answered after a write would be stale.
     pub fn empty(status: u16) -> Self {
-        Self { status, headers: vec![("Cache-Control", "no-store")], body: Arc::default() }
+        Self { status, headers: vec![("Cache-Control", "no-store")], body: Body::default() }
     }
 
-    pub fn new(status: u16, content_type: &'static str, body: impl Into<Arc<[u8]>>) -> Self {
+    pub fn new(status: u16, content_type: &'static str, body: impl Into<Body>) -> Self {
         Self { body: body.into(), ..Self::empty(status).with_header("Content-Type", content_type) }
     }
 
     /// An answer with a JSON body. Whoever gets a 503 may try again soon.
-    pub fn json(status: u16, body: impl Into<Arc<[u8]>>) -> Self {
+    pub fn json(status: u16, body: impl Into<Body>) -> Self {
         let answer = Self::new(status, "application/json", body);
         if status == 503 { answer.with_header("Retry-After", "1") } else { answer }
     }
@@ -142,8 +162,16 @@ pub fn serve(
 ) -> io::Result<()> {
     let sentinel = Sentinel::start(listener.local_addr()?, fatal.clone())?;
     let http = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
-    let (leader, connections, waiting) = (Mutex::new(sentinel), Mutex::default(), AtomicUsize::new(0));
-    let server = Server { http, leader, connections, waiting, max_body_bytes, handler, fatal: Box::new(fatal) };
+    let server = Server {
+        http,
+        leader: Mutex::new(sentinel),
+        connections: Mutex::default(),
+        waiting: AtomicUsize::new(0),
+        max_body_bytes,
+        flight: Flight::new(max_body_bytes),
+        handler,
+        fatal: Box::new(fatal),
+    };
     Arc::new(server).start_thread()
 }
 
@@ -155,14 +183,22 @@ struct Server {
     /// 2. The first one finds that the connection has a thread, and queues its request there.
     /// 3. That thread waits for ever to send the second answer: `tiny_http` sends the first one before.
     leader: Mutex<Sentinel>,
-    /// Guards which connections have a thread, and which of their requests wait. `tiny_http` delivers pipelined
-    /// requests at once: with a thread for each of them, 200,000 pipelined GETs killed the process in 4 s.
-    connections: Mutex<HashMap<SocketAddr, VecDeque<Request>>>,
+    connections: Mutex<Connections>,
     /// Threads that lead, wait to lead, or are about to.
     waiting: AtomicUsize,
     max_body_bytes: usize,
+    flight: Flight,
     handler: Box<Handler>,
     fatal: Box<dyn Fn(String) + Send + Sync>,
+}
+
+#[derive(Default)]
+struct Connections {
+    /// Those that have a thread, and which of their requests wait. `tiny_http` delivers pipelined requests at once: with
+    /// a thread for each of them, 200,000 pipelined GETs killed the process in 4 s.
+    served: HashMap<SocketAddr, VecDeque<Request>>,
+    /// Those of which nothing more is heard, and since when: `tiny_http` closes no connection by itself.
+    ended: HashMap<SocketAddr, Instant>,
 }
 
 impl Server {
@@ -189,9 +225,11 @@ impl Server {
                 // Nobody waits until this request is done. If its client makes us wait, the sentinel ends the process.
                 log::error!("could not start a thread: {error}");
             }
-            while let Some(request) = self.next_of(client) {
+            while let Some((request, is_heard)) = self.next_of(client) {
                 // The panic hook has logged it. The request was dropped, which made tiny_http answer 500.
-                let _ = catch_unwind(AssertUnwindSafe(|| self.handle(request)));
+                let _ = catch_unwind(AssertUnwindSafe(|| {
+                    if is_heard { self.handle(request, client) } else { discard(request) }
+                }));
             }
             let one_more = |waiting| (waiting < SPARE_THREADS).then_some(waiting + 1);
             if self.waiting.fetch_update(SeqCst, SeqCst, one_more).is_err() {
@@ -207,7 +245,7 @@ impl Server {
             let request = self.next_request()?;
             let client = *request.remote_addr().expect("a TCP connection has an address");
             sentinel.notice_request(client);
-            match self.connections().entry(client) {
+            match self.connections().served.entry(client) {
                 Entry::Occupied(mut queue) => queue.get_mut().push_back(request),
                 Entry::Vacant(queue) => {
                     queue.insert(VecDeque::from([request]));
@@ -228,84 +266,75 @@ impl Server {
         self.http.try_recv()?.map_or_else(|| self.http.recv(), Ok)
     }
 
-    /// The next request of a connection; when there is none, it has no thread any more.
-    fn next_of(&self, client: SocketAddr) -> Option<Request> {
+    /// The next request of a connection, and whether it is heard; when there is none, it has no thread any more.
+    fn next_of(&self, client: SocketAddr) -> Option<(Request, bool)> {
         let mut connections = self.connections();
-        let request = connections.get_mut(&client).and_then(VecDeque::pop_front);
-        if request.is_none() {
-            connections.remove(&client);
+        let request = connections.served.get_mut(&client).and_then(VecDeque::pop_front);
+        let Some(request) = request else {
+            connections.served.remove(&client);
+            return None;
+        };
+        let is_heard = connections.ended.get(&client).is_none_or(|since| since.elapsed() > DEAF_TIME);
+        Some((request, is_heard))
+    }
+
+    fn handle(&self, mut request: Request, client: SocketAddr) {
+        let mut held = self.flight.hold();
+        match body::read(&mut request, self.max_body_bytes, &mut held) {
+            Ok(body) => {
+                let answer = (self.handler)(Ok(Incoming { request: &request, body }));
+                send(request, &answer);
+            }
+            Err(Refused { error, is_last }) => {
+                let answer = (self.handler)(Err(error));
+                if is_last {
+                    self.end(client);
+                    refuse(request, &answer);
+                } else {
+                    send(request, &answer);
+                }
+            }
         }
-        request
     }
 
-    fn handle(&self, mut request: Request) {
-        let body = read_body(&mut request, self.max_body_bytes);
-        let is_read = body.is_ok();
-        let answer = (self.handler)(body.map(|body| Incoming { request: &request, body }));
-        if is_read { send(request, &answer) } else { refuse(request, answer) }
+    /// Hears nothing more of a connection.
+    fn end(&self, client: SocketAddr) {
+        let mut connections = self.connections();
+        connections.ended.retain(|_, since| since.elapsed() <= DEAF_TIME);
+        connections.ended.insert(client, Instant::now());
     }
 
-    fn connections(&self) -> MutexGuard<'_, HashMap<SocketAddr, VecDeque<Request>>> {
+    fn connections(&self) -> MutexGuard<'_, Connections> {
         self.connections.lock().expect("nothing panics under this lock")
     }
-}
-
-fn read_body(request: &mut Request, max_bytes: usize) -> Result<Vec<u8>, Error> {
-    if find_header(request, "Transfer-Encoding").is_some() {
-        // tiny_http cannot tell a whole chunked body from one that was cut short.
-        return Err(Kind::LengthRequired.error("a body needs a Content-Length"));
-    }
-    if find_headers(request, "Content-Length").count() > 1 {
-        return Err(Kind::BadRequest.error("there is more than one Content-Length"));
-    }
-    let length = match find_header(request, "Content-Length").map(|text| (text, read_digits(text))) {
-        None => 0,
-        Some((_, Some(length))) => length,
-        Some((text, None)) => {
-            return Err(Kind::BadRequest.error(format!("Content-Length {text:?} is not a number of bytes")));
-        }
-    };
-    if length > ABSURD_BODY_BYTES {
-        return Err(Kind::ContentTooLarge.error(format!("the body has {length} bytes, more than any node keeps")));
-    }
-    if length > max_bytes {
-        let text = format!("the body has {length} bytes; at most {max_bytes} are allowed");
-        return Err(Kind::ContentTooLarge.error(text));
-    }
-    let mut body = Vec::new();
-    if length > 0 {
-        let whole = request.as_reader().take(length as u64).read_to_end(&mut body);
-        // A body cut short reads as if it had been whole.
-        if whole.is_err() || body.len() < length {
-            return Err(Kind::BadRequest.error(format!("the body ended after {} of {length} bytes", body.len())));
-        }
-    }
-    Ok(body)
 }
 
 /// Sends the answer to a request whose body has been read. The head is ours, since `tiny_http`'s own gives a 204 a
 /// length, sends 32 KiB and more in chunks, obeys `TE`, and does not say that an old connection stays.
 fn send(request: Request, answer: &Answer) {
     let (head, is_head) = (write_head(answer, connection_of(&request)), *request.method() == Method::Head);
-    let body = if is_head { &[] } else { &answer.body[..] };
+    let Body { start, shared } = &answer.body;
+    let (start, shared) = if is_head { (&[][..], &[][..]) } else { (&start[..], &shared[..]) };
     let mut writer = request.into_writer();
-    let sent = if body.len() <= ONE_WRITE_BYTES {
-        writer.write_all(&[head.as_bytes(), body].concat())
+    let sent = if start.len() + shared.len() <= ONE_WRITE_BYTES {
+        writer.write_all(&[head.as_bytes(), start, shared].concat())
     } else {
-        writer.write_all(head.as_bytes()).and_then(|()| writer.write_all(body))
+        [head.as_bytes(), start, shared].iter().try_for_each(|part| writer.write_all(part))
     };
     note_sent(sent.and_then(|()| writer.flush()));
 }
 
-/// Answers a request whose body has not been read to its end; `tiny_http` reads the rest after that.
-fn refuse(request: Request, answer: Answer) {
-    if request.body_length().is_some_and(|length| length > ABSURD_BODY_BYTES) {
-        return refuse_undrained(request, &answer);
+/// Answers the last request of a connection, whose body may be there or not. It is answered before `tiny_http` reads
+/// what is left of the body, which `into_writer` would do first: so by `respond`, which lets nobody say `Connection`.
+fn refuse(request: Request, answer: &Answer) {
+    if request.body_length().is_some_and(is_absurd) {
+        return refuse_undrained(request, answer);
     }
-    let length = answer.body.len();
     let header = |name: &str, value: &str| Header::from_bytes(name, value).expect("our headers are ASCII");
-    let headers = answer.headers.iter().map(|(name, value)| header(name, value)).collect();
-    let response = Response::new(StatusCode(answer.status), headers, Cursor::new(answer.body), Some(length), None);
+    let mut headers: Vec<_> = answer.headers.iter().map(|(name, value)| header(name, value)).collect();
+    headers.push(header("Date", &format!("{}\r\nConnection: close", httpdate::fmt_http_date(SystemTime::now()))));
+    let (body, length) = (&answer.body.start[..], answer.body.len());
+    let response = Response::new(StatusCode(answer.status), headers, body, Some(length), None);
     note_sent(request.respond(response.with_chunked_threshold(usize::MAX)));
 }
 
@@ -319,8 +348,17 @@ fn refuse(request: Request, answer: Answer) {
 fn refuse_undrained(request: Request, answer: &Answer) {
     let mut stream = request.upgrade("none", Response::empty(100));
     let head = write_head(answer, "Connection: close\r\n");
-    note_sent(stream.write_all(&[head.as_bytes(), &answer.body].concat()).and_then(|()| stream.flush()));
+    note_sent(stream.write_all(&[head.as_bytes(), &answer.body.start].concat()).and_then(|()| stream.flush()));
     std::mem::forget(stream);
+}
+
+/// Leaves a request unanswered that came after the last one of its connection.
+fn discard(request: Request) {
+    if request.body_length().is_some_and(is_absurd) {
+        std::mem::forget(request);
+    } else {
+        drop(request.into_writer());
+    }
 }
 
 fn note_sent(sent: io::Result<()>) {
@@ -346,17 +384,17 @@ fn write_head(answer: &Answer, connection: &str) -> String {
 fn connection_of(request: &Request) -> &'static str {
     let (asked, is_old) = (find_header(request, "Connection"), *request.http_version() <= (1, 0));
     let asks_for = |option| asked.is_some_and(|asked| asked.to_ascii_lowercase().contains(option));
-    if asks_for("close") || asks_for("upgrade") || (is_old && !asks_for("keep-alive")) {
+    if asks_for("close") || asks_for_upgrade(request) || (is_old && !asks_for("keep-alive")) {
         return "Connection: close\r\n";
     }
     if is_old { "Connection: keep-alive\r\n" } else { "" }
 }
 
-fn find_headers<'a>(request: &'a Request, name: &'static str) -> impl Iterator<Item = &'a str> {
+pub fn find_headers<'a>(request: &'a Request, name: &'static str) -> impl Iterator<Item = &'a str> {
     request.headers().iter().filter(move |header| header.field.equiv(name)).map(|header| header.value.as_str())
 }
 
-fn find_header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {
+pub fn find_header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {
     find_headers(request, name).next()
 }
 

@@ -18,7 +18,6 @@ pub enum Kind {
     /// With the methods that the path knows.
     MethodNotAllowed(&'static str),
     Conflict,
-    LengthRequired,
     PreconditionFailed,
     UnsupportedMediaType,
     ContentTooLarge,
@@ -39,7 +38,6 @@ impl Kind {
             Self::NotFound => 404,
             Self::MethodNotAllowed(_) => 405,
             Self::Conflict => 409,
-            Self::LengthRequired => 411,
             Self::PreconditionFailed => 412,
             Self::UnsupportedMediaType => 415,
             Self::ContentTooLarge => 413,

@@ -96,7 +96,11 @@ pub fn try_call(method: &str, url: &str, headers: Env, body: &[u8]) -> Result<An
         (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
     };
     let headers = response.headers().iter().map(header).collect();
-    Ok(Answer { status: response.status().as_u16(), headers, body: response.body_mut().read_to_vec()? })
+    Ok(Answer {
+        status: response.status().as_u16(),
+        headers,
+        body: response.body_mut().with_config().limit(u64::MAX).read_to_vec()?,
+    })
 }
 
 /// A connection on which anything can be sent.

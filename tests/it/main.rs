@@ -4,6 +4,7 @@
 //! may run at once and in any order, beside a tree that somebody uses.
 
 mod api;
+mod body;
 mod browser;
 mod client;
 mod coherence;

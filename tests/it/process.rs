@@ -128,8 +128,17 @@ impl Process {
 
     /// The memory that it takes, as Linux counts it: resident, in kB.
     pub fn memory_kb(&self) -> u64 {
+        self.status_of("VmRSS:")
+    }
+
+    /// The most that it has ever taken.
+    pub fn most_memory_kb(&self) -> u64 {
+        self.status_of("VmHWM:")
+    }
+
+    fn status_of(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
         line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
     }
 

@@ -6,7 +6,7 @@ const LEASE: Duration = Duration::from_secs(5);
 const SECOND: Duration = Duration::from_secs(1);
 
 fn value(json: &str) -> Value {
-    Value::from_raw(serde_json::from_str(json).unwrap())
+    Value::from(json)
 }
 
 fn leased(json: &str, lease: Duration) -> Leased {

@@ -25,14 +25,14 @@ pub fn is_wanted(accept: Option<&str>, fetch_mode: Option<&str>) -> bool {
 }
 
 pub fn page() -> Answer {
-    Answer::new(200, "text/html; charset=utf-8", PAGE.as_bytes())
+    Answer::new(200, "text/html; charset=utf-8", PAGE.as_bytes().to_vec())
         .with_header("Content-Security-Policy", POLICY)
         .with_header("X-Content-Type-Options", "nosniff")
 }
 
 /// What clients can ask, as `OpenAPI` 3.1.
 pub fn description() -> Answer {
-    Answer::json(200, include_bytes!("openapi.json").as_slice())
+    Answer::json(200, include_bytes!("openapi.json").to_vec())
 }
 
 #[cfg(test)]

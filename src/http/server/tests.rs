@@ -39,7 +39,7 @@ fn no_request_waits_for_another_to_be_answered() {
     let barrier = Barrier::new(50);
     let address = start(move |_| {
         barrier.wait();
-        Answer::json(200, *b"\n")
+        Answer::json(200, b"\n".to_vec())
     });
     for _ in 0..2 {
         let streams: Vec<_> = (0..50).map(|_| ask(address, &["/"])).collect();
@@ -53,7 +53,7 @@ fn no_request_waits_for_another_to_be_answered() {
 fn a_panic_ends_one_request_and_no_thread() {
     let address = start(|incoming| {
         assert_ne!(incoming.target(), "/panic", "on purpose");
-        Answer::json(200, *b"\n")
+        Answer::json(200, b"\n".to_vec())
     });
     for _ in 0..=SPARE_THREADS {
         assert_eq!(statuses(ask(address, &["/panic", "/"]), 2), ["500", "200"]);
@@ -71,7 +71,7 @@ fn a_connection_never_has_more_than_one_thread() {
             thread::yield_now();
             now.fetch_sub(1, SeqCst);
         }
-        Answer::json(200, *b"\n")
+        Answer::json(200, b"\n".to_vec())
     });
     assert_eq!(statuses(ask(address, &["/counted"; 500]), 500), ["200"; 500]);
     assert_eq!(most.load(SeqCst), 1);
@@ -79,7 +79,7 @@ fn a_connection_never_has_more_than_one_thread() {
 
 #[test]
 fn pipelined_requests_stay_in_their_order_and_none_is_stuck() {
-    let address = start(|incoming| Answer::json(if incoming.target() == "/first" { 201 } else { 202 }, *b"\n"));
+    let address = start(|incoming| Answer::json(if incoming.target() == "/first" { 201 } else { 202 }, b"\n".to_vec()));
     let client = || {
         let (mut stream, pair) = (ask(address, &[]), "GET /first HTTP/1.1\r\n\r\nGET /second HTTP/1.1\r\n\r\n");
         for _ in 0..2000 {
