@@ -34,6 +34,21 @@ url_of() { [[ $host == *:* ]] && echo "http://[$host]:$1" || echo "http://$host:
 ROOT_URL=$(url_of "$(port_of "$ROOT_NODE_ID")")
 export ROOT_URL
 
+# The nodes' shared secret, in a file that only its owner can read. It stays, so that a second run fits what the first
+# has left.
+if [ -z "${TREE_TOKEN:-}${TREE_TOKEN_FILE:-}" ]; then
+  unset TREE_TOKEN
+  TREE_TOKEN_FILE=$(cd "$(dirname "$0")/.." && pwd)/.local-token
+  export TREE_TOKEN_FILE
+  if ! [ -e "$TREE_TOKEN_FILE" ]; then
+    new=$(mktemp "$TREE_TOKEN_FILE.XXXXXX") || fail "could not make $TREE_TOKEN_FILE"
+    head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n' >"$new"
+    # Another run may be making it as well; then all take what was there first.
+    ln "$new" "$TREE_TOKEN_FILE" 2>/dev/null
+    rm "$new"
+  fi
+fi
+
 for id in "${ids[@]}"; do
   port=$(port_of "$id")
   if (exec 3<>"/dev/tcp/$host/$port") 2>/dev/null; then

@@ -40,6 +40,8 @@ pub struct Config {
     pub zookeeper: Vec<String>,
     /// The shared secret of the nodes.
     pub token: Option<String>,
+    /// Names of this node in a `Host` beyond those that [`Config::allows_host`] knows; `*`: any.
+    pub allowed_hosts: Vec<String>,
     pub log_level: LevelFilter,
 }
 
@@ -79,7 +81,8 @@ impl Config {
             max_value_bytes: env.number("MAX_VALUE_BYTES", 1 << 20, (whole, 1, 1 << 30))?,
             max_store_bytes: env.number("MAX_STORE_BYTES", 256 << 20, (whole, 1, usize::MAX))?,
             zookeeper: env.get("ZOOKEEPER", "host:port[,host:port…]", servers)?.unwrap_or_default(),
-            token: env.token("TREE_TOKEN")?,
+            token: env.token()?,
+            allowed_hosts: env.get("ALLOWED_HOSTS", "names of hosts, by commas, or *", hosts)?.unwrap_or_default(),
             log_level: env.parse("RUST_LOG", LevelFilter::Info, "off, error, warn, info, debug or trace")?,
         })
     }
@@ -90,6 +93,20 @@ impl Config {
 
     pub fn node_name(&self) -> String {
         tree::name(self.node_id)
+    }
+
+    /// Whether a `Host` can be a name of this node. Else it may be a name that a stranger had resolved to this address, so
+    /// that a browser takes the stranger's page for one of ours (DNS rebinding). Addresses, names without a dot and
+    /// these two endings nobody can have resolved for others.
+    pub fn allows_host(&self, host: &str) -> bool {
+        let is_of = |url: &String| url.strip_prefix("http://").and_then(host_of).as_deref() == Some(host);
+        !host.contains('.')
+            || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
+            || host.ends_with(".localhost")
+            || host.ends_with(".internal")
+            || self.allowed_hosts.iter().any(|name| name == host || name == "*")
+            || is_of(&self.root_url)
+            || self.node_url.as_ref().is_some_and(is_of)
     }
 
     /// The URL at which other nodes reach this one, once it listens on `port`.
@@ -127,15 +144,23 @@ impl<F: Fn(&'static str) -> Option<String>> Lookup<F> {
         Ok(self.get(name, &allowed, read)?.unwrap_or(default))
     }
 
-    /// An empty one would open the tree to anybody, so it is none.
-    fn token(&self, variable: &'static str) -> Result<Option<String>, String> {
+    /// The token, or what the file has that is named in its place. An empty one would open the tree to anybody.
+    fn token(&self) -> Result<Option<String>, String> {
+        let allowed = "visible ASCII characters without a space";
         let is_token = |token: &String| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
-        match (self.0)(variable) {
-            Some(token) if !is_token(&token) => {
-                // The value is a secret, even when it is a wrong one.
-                Err(refuse(variable, "…", "visible ASCII characters without a space"))
-            }
-            token => Ok(token),
+        let file = self.get("TREE_TOKEN_FILE", "a file", |file| Some(file.to_owned()))?;
+        match ((self.0)("TREE_TOKEN"), file) {
+            // The value is a secret, even when it is a wrong one.
+            (Some(token), None) if !is_token(&token) => Err(refuse("TREE_TOKEN", "…", allowed)),
+            (token, None) => Ok(token),
+            (Some(_), Some(file)) => Err(refuse("TREE_TOKEN_FILE", &file, "unset where TREE_TOKEN is set")),
+            (None, Some(file)) => match std::fs::read_to_string(&file) {
+                Ok(text) => Some(text.trim_end().to_owned())
+                    .filter(is_token)
+                    .map(Some)
+                    .ok_or_else(|| refuse("TREE_TOKEN_FILE", &file, &format!("a file with {allowed}"))),
+                Err(error) => Err(refuse("TREE_TOKEN_FILE", &file, &format!("a file that can be read: {error}"))),
+            },
         }
     }
 }
@@ -146,6 +171,20 @@ fn refuse(variable: &str, value: &str, allowed: &str) -> String {
 
 fn servers(text: &str) -> Option<Vec<String>> {
     text.split(',').map(|server| is_server(server).then(|| server.to_owned())).collect()
+}
+
+fn hosts(text: &str) -> Option<Vec<String>> {
+    // Any host, or this one; no patterns.
+    let read =
+        |host: &str| if host == "*" { Some(host.to_owned()) } else { host_of(host).filter(|_| !host.contains('*')) };
+    text.split(',').map(read).collect()
+}
+
+/// The host in the value of a `Host`, in lower case and without its port; none: it is malformed.
+pub fn host_of(text: &str) -> Option<String> {
+    let authority = Authority::from_str(text).ok().filter(|_| !text.contains('@'))?;
+    let host = authority.host().to_ascii_lowercase();
+    Some(host.strip_suffix('.').unwrap_or(&host).to_owned()).filter(|host| !host.is_empty())
 }
 
 /// The part of `text` that a path can be appended to, if it is a plain `http://host[:port]`.

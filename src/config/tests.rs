@@ -66,3 +66,67 @@ fn a_wrong_token_is_refused_and_not_shown() {
     }
     assert_eq!(config(&[("TREE_TOKEN", "s3cret")]).unwrap().token.as_deref(), Some("s3cret"));
 }
+
+#[test]
+fn a_token_may_be_in_a_file_and_not_in_both() {
+    let path = std::env::temp_dir().join(format!("tree-cache-token-{}", std::process::id()));
+    let file = path.to_str().expect("it is ASCII");
+    for (text, token) in
+        [("s3cret", Some("s3cret")), ("s3cret\n", Some("s3cret")), ("", None), ("\n", None), ("a b", None)]
+    {
+        std::fs::write(&path, text).expect("there is a folder for such files");
+        let found = config(&[("TREE_TOKEN_FILE", file)]).map(|config| config.token.expect("it has one"));
+        let allowed = "a file with visible ASCII characters without a space";
+        let refused = || format!("TREE_TOKEN_FILE={file:?}: must be {allowed}");
+        assert_eq!(found, token.map(ToOwned::to_owned).ok_or_else(refused), "{text:?}");
+    }
+    let both = config(&[("TREE_TOKEN_FILE", file), ("TREE_TOKEN", "s3cret")]).map(|_| ());
+    assert_eq!(both, Err(format!("TREE_TOKEN_FILE={file:?}: must be unset where TREE_TOKEN is set")));
+    std::fs::remove_file(path).expect("it is ours");
+}
+
+#[test]
+fn a_host_is_known_if_no_stranger_can_have_it_resolved_to_this_one() {
+    let bare = config(&[]).unwrap();
+    let named = config(&[
+        ("NODE_URL", "http://Cache-4.example.org:5000"),
+        ("ROOT_URL", "http://root.example.org:5000"),
+        ("ALLOWED_HOSTS", "cache.example.org,Tree.example.org:80"),
+    ]);
+    let (named, any) = (named.unwrap(), config(&[("ALLOWED_HOSTS", "*")]).unwrap());
+    for host in [
+        "localhost",
+        "LOCALHOST:5000",
+        "127.0.0.1",
+        "10.1.2.3:80",
+        "[::1]:5000",
+        "NODE-4:5000",
+        "zookeeper",
+        "a.localhost",
+        "host.docker.internal:5000",
+        "localhost.",
+    ] {
+        let host = host_of(host).expect(host);
+        assert!([&bare, &named, &any].iter().all(|config| config.allows_host(&host)), "{host}");
+    }
+    for host in ["cache-4.example.org:5000", "ROOT.example.org", "cache.example.org:6000", "tree.example.org."] {
+        let host = host_of(host).expect(host);
+        assert!(!bare.allows_host(&host) && named.allows_host(&host) && any.allows_host(&host), "{host}");
+    }
+    for host in [
+        "evil.example",
+        "evil.example.org:5000",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "internal.example",
+        "xcache.example.org",
+        "example.org",
+        "127.1",
+    ] {
+        let host = host_of(host).expect(host);
+        assert!(!bare.allows_host(&host) && !named.allows_host(&host) && any.allows_host(&host), "{host}");
+    }
+    for malformed in ["", ".", "a b", "a/b", "me@localhost", "localhost:x:y", "[::1", "ř"] {
+        assert_eq!(host_of(malformed), None, "{malformed}");
+    }
+}

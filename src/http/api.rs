@@ -18,7 +18,7 @@ use super::server::{Answer, Body, Incoming};
 use crate::cache::leases::Holder;
 use crate::cache::store::{Condition, Leased, Source, Write};
 use crate::cache::value::{self, Value};
-use crate::config::base_url;
+use crate::config::{base_url, host_of};
 use crate::node::{Node, READ_LIMIT, join, not_joined};
 use crate::protocol::call::{Call, Request};
 use crate::protocol::error::{Error, KEY_NOT_FOUND, Kind};
@@ -45,6 +45,7 @@ pub fn handle(node: &Arc<Node>, incoming: Result<Incoming, Error>) -> Answer {
 }
 
 fn respond(node: &Arc<Node>, incoming: Incoming) -> Result<Answer, Error> {
+    expect_host(node, &incoming)?;
     match Request::read(incoming.method(), incoming.target()).open(|| expect_node(node, &incoming))? {
         // The same URL has two answers, and a cache in between must know.
         Call::Describe => {
@@ -80,6 +81,24 @@ fn read_body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
     messages::from_json(body).map_err(|text| Kind::UnprocessableContent.error(text))
 }
 
+/// Refuses whoever asks for a host that is not this one. Only this tells a page whose name was resolved to this address
+/// from our own: a browser sends no `Origin` with a GET of the same origin, and no `Sec-Fetch-Site` over plain HTTP.
+fn expect_host(node: &Node, incoming: &Incoming) -> Result<(), Error> {
+    let mut hosts = incoming.headers("Host");
+    match (hosts.next(), hosts.next()) {
+        (None | Some(""), None) => Ok(()),
+        (Some(text), None) => {
+            let host = host_of(text).ok_or_else(|| Kind::BadRequest.error(format!("Host {text:?} is no host")))?;
+            if node.config.allows_host(&host) || shows_token(node, incoming) {
+                return Ok(());
+            }
+            let text = format!("Host {host:?} is not known as a name of {}; if it is one, set", node.myself.name);
+            Err(Kind::Forbidden.error(format!("{text} ALLOWED_HOSTS={host}")))
+        }
+        (_, Some(_)) => Err(Kind::BadRequest.error("there is more than one Host")),
+    }
+}
+
 /// Refuses whoever is not a node of this tree, as far as that can be told.
 fn expect_node(node: &Node, incoming: &Incoming) -> Result<(), Error> {
     // A page on any site can make a browser send such a call to localhost, without a token to be stopped by.
@@ -91,13 +110,14 @@ fn expect_node(node: &Node, incoming: &Incoming) -> Result<(), Error> {
         (None, None) => Ok(()),
         // A root that lost its token would let anybody in, and those who have it would show it to them.
         (None, Some(_)) => Err(Kind::Unauthorized.error("this call shows a token, and this node has no TREE_TOKEN")),
-        (Some(token), header) if is_token(token, header) => Ok(()),
+        (Some(_), _) if shows_token(node, incoming) => Ok(()),
         (Some(_), _) => Err(Kind::Unauthorized.error("this call needs the token of the nodes")),
     }
 }
 
-fn is_token(token: &str, header: Option<&str>) -> bool {
-    let given = header.and_then(|header| header.strip_prefix("Bearer ")).unwrap_or_default();
+fn shows_token(node: &Node, incoming: &Incoming) -> bool {
+    let Some(token) = &node.config.token else { return false };
+    let given = incoming.header("Authorization").and_then(|header| header.strip_prefix("Bearer ")).unwrap_or_default();
     // Every byte is looked at, whichever differs, so that the time taken tells nothing of the token.
     let differing = token.bytes().zip(given.bytes()).fold(0, |bits, (left, right)| bits | (left ^ right));
     std::hint::black_box(differing) == 0 && token.len() == given.len()

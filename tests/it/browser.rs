@@ -20,8 +20,8 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Opens a window of that size.
-    pub fn open(width: u32, height: u32) -> Self {
+    /// Opens a window of that size. These names are resolved to this machine.
+    pub fn open(width: u32, height: u32, names: &[&str]) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let profile =
@@ -33,6 +33,8 @@ impl Browser {
         let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
 
         let profile_flag = format!("--user-data-dir={}", profile.display());
+        let rules = names.iter().map(|name| format!("MAP {name} 127.0.0.1")).collect::<Vec<_>>().join(",");
+        let rules_flag = format!("--host-resolver-rules={rules}");
         let arguments = [
             "--headless",
             "--no-sandbox",
@@ -43,6 +45,7 @@ impl Browser {
             "--disable-component-update",
             "--disable-sync",
             &profile_flag,
+            &rules_flag,
         ];
         let wanted = json!({ "capabilities": { "alwaysMatch": {
             "goog:chromeOptions": { "args": arguments },

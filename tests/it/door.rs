@@ -211,3 +211,55 @@ fn a_root_that_lost_its_token_is_shown_none_by_those_below_it() {
     Process::expect_failure(&[], &env, &format!("NODE-5 cannot join at {root_url}: {refused} (401)"));
     assert_eq!(impostor.heard(), [""; 0]);
 }
+
+#[test]
+fn a_host_that_may_be_a_strangers_is_403_for_whatever_is_asked() {
+    let env = [("TREE_DEPTH", "2"), ("TREE_TOKEN", TOKEN), ("ALLOWED_HOSTS", "cache.example.org")];
+    let tree = Tree::start(1, &env);
+    let leaf = tree.start_node(2, &env);
+    leaf.write("k", "1");
+    let refused = |node: &Node, host: &str| {
+        (403, format!("Host {host:?} is not known as a name of {}; if it is one, set ALLOWED_HOSTS={host}", node.name))
+    };
+    let token = format!("Authorization: Bearer {TOKEN}\r\n");
+    for node in [tree.root(), &leaf] {
+        for (method, target) in [
+            ("GET", "/"),
+            ("GET", "/store/k"),
+            ("PUT", "/store/k"),
+            ("DELETE", "/store/k"),
+            ("GET", "/store"),
+            ("GET", "/nodes"),
+            ("POST", "/nodes"),
+            ("GET", "/metrics"),
+            ("GET", "/health"),
+            ("GET", "/openapi.json"),
+            ("GET", &copy_path(2, RUN, "http://127.0.0.1:9")),
+            ("DELETE", "/copies/k?run=1&level=1"),
+            ("OPTIONS", "*"),
+            ("GET", "/elsewhere"),
+            ("GET", "http://localhost/store/k"),
+        ] {
+            for (headers, (status, detail)) in [
+                ("Host: rebound.example:5000\r\n", refused(node, "rebound.example")),
+                ("Host: Rebound.Example.\r\nAuthorization: Bearer wrong\r\n", refused(node, "rebound.example")),
+                ("Host: localhost\r\nHost: localhost\r\n", (400, "there is more than one Host".to_owned())),
+                ("Host: a/b\r\n", (400, "Host \"a/b\" is no host".to_owned())),
+            ] {
+                let request =
+                    format!("{method} {target} HTTP/1.1\r\n{headers}Content-Length: 11\r\n\r\n{{\"value\":2}}");
+                let answer = raw_call(node.port, request.as_bytes());
+                assert_eq!(answer.status, status, "{method} {target} {headers}");
+                answer.expect_error(status, &detail);
+            }
+        }
+        for headers in ["", "Host:\r\n", "Host: cache.example.org\r\n", &format!("Host: rebound.example\r\n{token}")] {
+            raw_call(node.port, format!("GET /store/k HTTP/1.1\r\n{headers}\r\n").as_bytes())
+                .expect(200, r#"{"value":1}"#);
+        }
+    }
+    // Its URL is known where one joined, whatever the others know.
+    let env = [("TREE_DEPTH", "2"), ("NODE_URL", "http://node.example.org:5000")];
+    let root = Node::start(&env);
+    raw_call(root.port, b"GET /health HTTP/1.1\r\nHost: node.example.org\r\n\r\n").expect(200, r#"{"status":"ok"}"#);
+}

@@ -1,9 +1,10 @@
 //! `deploy/local.sh`, as `make local` calls it.
 
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use crate::client::try_call;
+use crate::client::{join_body, try_call};
 use crate::harness::{Env, PROCESS_LIMIT, PROGRAM, Process, command, free_ports, poll_until, signal};
 
 /// Starts the script. It may be asked to stop (which ends its nodes), while a kill would leave them behind.
@@ -64,6 +65,14 @@ fn make_local_runs_the_whole_tree_and_leaves_nothing_behind() {
             .expect(200, r#"{"value":"teal"}"#);
     }
 
+    // Its nodes have a secret, which only its owner can read.
+    let join = join_body(2, 7, "http://127.0.0.1:9", None);
+    let answer = try_call("POST", &(url(1) + "/nodes"), &[], join.as_bytes()).expect("NODE-1 answers");
+    answer.expect_error(401, "this call needs the token of the nodes");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/.local-token");
+    let mode = std::fs::metadata(path).expect("it is there").permissions().mode();
+    assert_eq!((mode & 0o777, std::fs::read_to_string(path).expect("it is ours").len()), (0o600, 64));
+
     let children = local.children();
     local.0.signal("TERM");
     let (code, printed, _) = local.0.wait_for_end(PROCESS_LIMIT);
@@ -107,9 +116,7 @@ fn make_local_listens_where_it_is_told_whatever_else_is_set() {
         ("", "127.0.0.1", "127.0.0.1"),
     ] {
         let base = free_ports(3);
-        // Else a node with a reachable address warns that it has no token.
-        let env =
-            [("API_PORT", &*base.to_string()), ("TREE_DEPTH", "2"), ("BIND_ADDR", bind_addr), ("TREE_TOKEN", "t")];
+        let env = [("API_PORT", &*base.to_string()), ("TREE_DEPTH", "2"), ("BIND_ADDR", bind_addr), ("TREE_TOKEN", "")];
         let of_others = [("NODE_URL", "http://elsewhere:1"), ("ROOT_URL", "http://elsewhere:2"), ("ZOOKEEPER", "")];
         let mut local = Local::start(&[&env[..], &of_others].concat());
         let printed = local.0.wait_for_output("Ctrl-C ends all 3 nodes.\n");

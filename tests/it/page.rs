@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::browser::Browser;
-use crate::client::try_call;
+use crate::client::{copy_path, try_call};
 use crate::harness::{Node, PROCESS_LIMIT, Process, Tree, command, poll_until};
 
 /// Keys of a keyboard, as `WebDriver` names them.
@@ -19,7 +19,7 @@ const DESCRIPTION_LIMIT: Duration = Duration::from_mins(3);
 
 /// A browser that shows the node's page.
 fn look_at(node: &Node) -> Browser {
-    let browser = Browser::open(1100, 900);
+    let browser = Browser::open(1100, 900, &[]);
     browser.visit(&node.url);
     browser.wait_for("h1", &node.name);
     browser
@@ -213,7 +213,7 @@ fn what_users_type_stays_text() {
 fn nothing_is_wider_than_a_phone() {
     for depth in [1, 3, 4] {
         let tree = Tree::start(depth, &[]);
-        let browser = Browser::open(360, 740);
+        let browser = Browser::open(360, 740, &[]);
         browser.visit(&tree.leaf().url);
         browser.wait_for("#status", "nodes alive");
         browser.write("#value", &"w".repeat(500));
@@ -224,6 +224,58 @@ fn nothing_is_wider_than_a_phone() {
             return boxes.some((a) => boxes.some((b) => a !== b && a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom))";
         assert_eq!(browser.run(overlapping), false, "depth {depth}");
     }
+}
+
+#[test]
+#[ignore = "needs Chromium: run make test-page"]
+fn a_page_of_a_foreign_name_can_do_nothing_and_one_of_an_allowed_name_all() {
+    let root = Node::start(&[("TREE_DEPTH", "1"), ("ALLOWED_HOSTS", "cache.example.org")]);
+    root.write("k", "1");
+    let browser = Browser::open(1100, 900, &["rebound.example", "cache.example.org"]);
+    let url_at = |host: &str| format!("http://{host}:{}", root.port);
+    // Its address was resolved to this machine after it had been read elsewhere.
+    browser.visit(&url_at("rebound.example"));
+    browser.wait_for("body", "is not known as a name of NODE-1; if it is one, set ALLOWED_HOSTS=rebound.example");
+    assert_eq!(ask_all(&browser, ""), json!(vec![403; 9]));
+    // And of the page of another name.
+    assert_eq!(ask_all(&browser, &url_at("127.0.0.1")), json!(vec!["TypeError"; 9]));
+    assert_eq!(["grants_total", "holders"].map(|name| root.metric(name)), [0, 0]);
+    root.expect_value("k", "1");
+
+    for host in ["localhost", "127.0.0.1", "cache.example.org"] {
+        browser.visit(&url_at(host));
+        browser.wait_for("#status", "1 of 1 nodes alive");
+        browser.write("#key", host);
+        browser.write("#value", host);
+        browser.click("button[value=PUT]");
+        browser.wait_for("#outcome", "200 OK");
+    }
+    assert_eq!(root.metric("entries"), 4);
+}
+
+/// What comes of each call that a page of that browser makes, with its status or the name of its error.
+fn ask_all(browser: &Browser, base: &str) -> Value {
+    let calls = [
+        ("GET", "/"),
+        ("GET", "/store/k"),
+        ("PUT", "/store/k"),
+        ("DELETE", "/store/k"),
+        ("GET", "/store"),
+        ("GET", "/nodes"),
+        ("GET", &copy_path(2, 7, "http://127.0.0.1:9")),
+        ("DELETE", "/copies/k?run=1&level=1"),
+        ("POST", "/nodes"),
+    ];
+    let calls = calls.map(|(method, path)| (method, format!("{base}{path}")));
+    let script = "return (async () => {
+        const outcomes = [];
+        for (const [method, url] of CALLS) {
+            const body = ['PUT', 'POST'].includes(method) ? '{\"value\":2}' : undefined;
+            outcomes.push(await fetch(url, { method, body }).then((answer) => answer.status, (error) => error.name));
+        }
+        return outcomes;
+    })()";
+    browser.run(&script.replace("CALLS", &json!(calls).to_string()))
 }
 
 #[test]

@@ -36,5 +36,11 @@ pub const WRONG_VALUES: &[(&str, &str, &[&str])] = &[
             "me@here:2181",
         ],
     ),
+    (
+        "ALLOWED_HOSTS",
+        "names of hosts, by commas, or *",
+        &["here, there", "here,", "http://here", "me@here", "here/x", ".", "*.here"],
+    ),
+    ("TREE_TOKEN_FILE", "a file that can be read: No such file or directory (os error 2)", &["/nowhere/token"]),
     ("RUST_LOG", "off, error, warn, info, debug or trace", &["loud"]),
 ];
