@@ -122,8 +122,12 @@ fn start_log(config: &Config) {
         .filter_module("zookeeper", log::LevelFilter::Off)
         .format(move |out, record| writeln!(out, "{name} {}: {}", record.level(), record.args()))
         .init();
-    // A panic is a broken invariant, or one that tiny_http is known for; either way, one line.
-    std::panic::set_hook(Box::new(|panic| log::error!("{}", panic.to_string().replace('\n', " "))));
+    // A panic is a broken invariant, or one that tiny_http is known for, which a client causes by a reset.
+    std::panic::set_hook(Box::new(|panic| {
+        let is_ours = panic.location().is_none_or(|location| !location.file().contains("tiny_http"));
+        let level = if is_ours { log::Level::Error } else { log::Level::Debug };
+        log::log!(level, "{}", panic.to_string().replace('\n', " "));
+    }));
 }
 
 /// Exits with 0 if the node of this configuration runs and has its place.

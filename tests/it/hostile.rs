@@ -3,8 +3,11 @@
 //! Each test that opens many connections does so alone, so that none of them measures another. Run
 //! them with `--nocapture` to see how long the others had to wait.
 
-use std::io;
+use std::io::{self, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
+
+use socket2::SockRef;
 
 use crate::client::{Raw, raw_call};
 use crate::harness::{Node, PROCESS_LIMIT, PROGRAM, Process, command, load_alone, poll_until};
@@ -242,6 +245,32 @@ fn a_thousand_connections_opened_and_dropped_leave_nothing() {
     root.process.expect_alive();
     // Nothing of them is left: every descriptor is given back.
     poll_until(PROCESS_LIMIT, "the descriptors are given back", || root.process.entries_of("fd") < 30);
+}
+
+#[test]
+fn resets_cost_no_line_in_the_log_but_at_level_debug() {
+    for (level, lines) in [("info", 0), ("debug", 1)] {
+        let mut root = Node::start(&[("TREE_DEPTH", "1"), ("RUST_LOG", level)]);
+        root.write("k", "1");
+        let reset_once = || {
+            for request in [GET, b"", b"GET /", b"PUT /store/k HTTP/1.1\r\nContent-Length: 5000\r\n\r\n{"] {
+                let stream = TcpStream::connect(("127.0.0.1", root.port)).expect("the node accepts connections");
+                (&stream).write_all(request).expect("the node takes the request");
+                SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("Linux knows it");
+            }
+        };
+        // Which of them finds tiny_http in the wrong moment is a matter of luck.
+        let panics = || root.process.log().matches("tiny_http").count();
+        poll_until(PROCESS_LIMIT, "panics in tiny_http", || {
+            (0..50).for_each(|_| reset_once());
+            panics() >= lines
+        });
+        raw_call(root.port, GET).expect(200, r#"{"value":1}"#);
+        let log = root.process.log();
+        assert!(!log.contains("ERROR") && !log.contains("WARN"), "{log}");
+        assert!(level == "debug" || panics() == 0, "{log}");
+        root.process.expect_alive();
+    }
 }
 
 #[test]
