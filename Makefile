@@ -38,7 +38,7 @@ test: ## all tests, several at a time, for they mostly wait; installs Java and Z
 	RUST_TEST_THREADS=6 cargo test --locked
 	RUST_TEST_THREADS=4 cargo test --locked --test it zookeeper:: -- --ignored
 
-test-page: ## test the page in a real Chromium, and src/http/page/openapi.json against real nodes
+test-page: ## test with a real browser, HTTP cache and proxies, and openapi.json against real nodes
 	@bash tests/page.sh
 
 soak: ## clients on all nodes while nodes are killed and paused, for SOAK_SECONDS (60)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests that need a browser, and those that need schemathesis: `make test-page`. Installs both where it
+# The tests that need a browser, schemathesis, an HTTP cache or proxies: `make test-page`. Installs them where it
 # may, with Debian's packages and a venv under target/; else it says what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,10 +14,24 @@ packages=()
 command -v chromium >/dev/null || packages+=(chromium)
 command -v chromedriver >/dev/null || packages+=(chromium-driver)
 [ -x $venv/bin/pip ] || python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
+# Debian has servers where an ordinary user's path has not.
+PATH=$PATH:/usr/sbin
+command -v varnishd >/dev/null || packages+=(varnish)
+command -v nginx >/dev/null || packages+=(nginx-light)
+command -v haproxy >/dev/null || packages+=(haproxy)
+command -v ab >/dev/null || packages+=(apache2-utils)
 if ((${#packages[@]})); then
   [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || fail "install first: ${packages[*]}"
-  apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${packages[@]}" >/dev/null
+  echo "make test-page: installing ${packages[*]}"
+  # Debian starts a server as soon as it is installed, unless this says no. Nobody asked for them to serve.
+  policy=/usr/sbin/policy-rc.d
+  if ! [ -e $policy ]; then
+    trap 'rm -f $policy' EXIT
+    printf '#!/bin/sh\nexit 101\n' >$policy
+    chmod +x $policy
+  fi
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${packages[@]}"; } >/dev/null ||
+    fail "apt-get could not install ${packages[*]}"
 fi
 if [ "$($venv/bin/pip freeze 2>/dev/null | grep '^schemathesis==')" != $schemathesis ]; then
   python3 -m venv $venv
@@ -25,4 +39,4 @@ if [ "$($venv/bin/pip freeze 2>/dev/null | grep '^schemathesis==')" != $schemath
 fi
 
 # One after the other: several browsers would starve each other on a small machine.
-cargo test --locked --test it page:: -- --ignored --test-threads=1
+cargo test --locked --test it -- --ignored --test-threads=1 page:: proxies::

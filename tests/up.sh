@@ -10,7 +10,7 @@ set -u
 cd "$(dirname "$0")/.."
 .ci/docker-setup || exit
 export VAGRANT_CHECKPOINT_DISABLE=1
-unset TREE_DEPTH API_PORT ROOT_NODE_ID STARTUP_DELAY
+unset TREE_DEPTH API_PORT ROOT_NODE_ID STARTUP_DELAY ALLOWED_HOSTS
 
 if [ -n "$(docker ps -aq --filter label=tree-cache; docker network ls -q --filter 'name=^tree-cache$')" ]; then
   echo "test-up: a tree is here already, and the test would remove it; \`make down\` first" >&2
@@ -171,9 +171,27 @@ has_no_capability() {
 
 has_limits() {
   local limits
-  limits=$(inspect NODE-1 '{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}} {{.HostConfig.RestartPolicy.Name}}')
+  limits=$(inspect NODE-1 '{{.HostConfig.Memory}} {{.HostConfig.MemorySwap}} {{.HostConfig.PidsLimit}}
+    {{.HostConfig.RestartPolicy.Name}} {{index .HostConfig.LogConfig.Config "max-size"}}' | xargs)
   echo "$limits"
-  [ "$limits" = "$((768 << 20)) 4096 unless-stopped" ]
+  [ "$limits" = "$((768 << 20)) $((768 << 20)) 4096 unless-stopped 10m" ]
+}
+
+# 800 clients that each send a body of 1 MB but for its last byte, and stay.
+lives_under_800_bodies() {
+  local number fd fds=() used done=0
+  head -c 999999 /dev/zero | tr '\0' ' ' >"$scratch/body"
+  for ((number = 0; number < 800; number++)); do
+    exec {fd}<>"/dev/tcp/127.0.0.1/$((api_port + $1 - 1))" || { done=1; break; }
+    fds+=("$fd")
+    { printf 'PUT /store/large HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n'; cat "$scratch/body"; } >&"$fd" ||
+      { done=1; break; }
+  done
+  put_then_reads "$1" "$1" among800 slate || done=1
+  used=$(docker stats --no-stream --format '{{.MemUsage}}' "$(node "$1")")
+  echo "NODE-$1 takes $used with ${#fds[@]} clients"
+  for fd in "${fds[@]}"; do exec {fd}>&-; done
+  [ "$(inspect "NODE-$1" '{{.RestartCount}}')" = 0 ] && [ "${#fds[@]}" = 800 ] && return $done
 }
 
 is_healthy() { local health; health=$(inspect "NODE-$1" '{{.State.Health.Status}}'); echo "$health"; [ "$health" = healthy ]; }
@@ -287,10 +305,12 @@ check "another tree is refused while this one is here" \
 check "a node runs as an ordinary user" runs_as_ordinary_user
 check "a node cannot write its file system" cannot_write
 check "no container has a capability, or a way to gain one" has_no_capability
-check "a node has limits of memory and processes, and a restart policy" has_limits
+check "a node has limits of memory, processes and its log, and a restart policy" has_limits
 check "the health check says healthy" eventually 20 is_healthy 1
 check "who does not know the token cannot join" strangers_cannot_join
 check "the token is its owner's only, and not in Git" token_is_private
+check "800 clients with bodies of 1 MB do not end the root" lives_under_800_bodies $root
+check "nor a leaf" lives_under_800_bodies $leaf
 
 places=$(places)
 inner=$(parent_of $leaf)

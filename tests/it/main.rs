@@ -18,6 +18,7 @@ mod local;
 mod page;
 mod process;
 mod program;
+mod proxies;
 mod random;
 mod tree;
 mod wrong_values;
