@@ -1,8 +1,8 @@
-//! `make bench`: how fast a tree is, beside what `tiny_http` itself can do.
+//! `make bench`: how fast a tree is, beside what `tiny_http` itself can do, and beside other servers.
 //!
 //! The *bare* server is `tiny_http` as its documentation shows it: four threads in `recv()`, and a constant
-//! answer. It and a real tree of seven are measured in turn, round by round, and each figure is the
-//! median of its rounds, so that a machine whose speed drifts does not favour anybody.
+//! answer. It, a real tree of seven and the servers of `others.rs` are measured in turn, round by round, and each figure
+//! is the median of its rounds, so that a machine whose speed drifts does not favour anybody.
 //!
 //! `BENCH_ROUNDS` (5) and `BENCH_SECONDS` (3) can be set in the environment. Load comes from `wrk`.
 
@@ -16,6 +16,9 @@ mod harness;
 #[allow(dead_code, unused_imports, reason = "the tests use more of it")]
 mod process;
 
+#[path = "others.rs"]
+mod others;
+
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
@@ -23,6 +26,7 @@ use std::thread;
 use std::time::Instant;
 
 use harness::{Node, Process, Tree, command, free_ports};
+use others::Others;
 use tiny_http::{Response, Server};
 
 /// What is kept under the keys k0 to k999, and what the bare server answers: a small value.
@@ -31,35 +35,61 @@ const VALUE: &str = r#""teal""#;
 /// Keys that are read in turn to miss: too many to come round again within a lease.
 const MISS_KEYS: u32 = 60_000;
 
-/// A script for `wrk`: `next` makes the next request.
-const SCRIPTS: [(&str, &str); 5] = [
-    ("hit", r#"request = function() return wrk.format("GET", "/store/k1") end"#),
+/// Scripts for `wrk`. All requests are made before the first is sent, since making one costs more than answering it.
+const SCRIPTS: [(&str, &str); 9] = [
+    ("hit", r#"wrk.path = "/store/k1""#),
     (
         "miss",
-        r#"local n = 0
-request = function() n = (n + 1) % 60000; return wrk.format("GET", "/store/m" .. n) end"#,
+        r#"local n, requests = 0, {}
+init = function() for k = 0, 59999 do requests[k] = wrk.format("GET", "/store/m" .. k) end end
+request = function() n = (n + 1) % 60000; return requests[n] end"#,
     ),
     (
         "write",
-        r#"local n = 0
-request = function() n = (n + 1) % 1000; return wrk.format("PUT", "/store/k" .. n, nil, '{"value":"teal"}') end"#,
+        r#"local n, requests = 0, {}
+init = function() for k = 0, 999 do requests[k] = wrk.format("PUT", "/store/k" .. k, nil, '{"value":"teal"}') end end
+request = function() n = (n + 1) % 1000; return requests[n] end"#,
+    ),
+    ("webdis get", r#"wrk.path = "/GET/k1""#),
+    (
+        "webdis set",
+        r#"local n, requests = 0, {}
+init = function() for k = 0, 999 do requests[k] = wrk.format("PUT", "/SET/k" .. k, nil, '{"value":"teal"}') end end
+request = function() n = (n + 1) % 1000; return requests[n] end"#,
+    ),
+    ("etcd get", r#"wrk.path = "/v2/keys/k1""#),
+    (
+        "etcd put",
+        r#"local n, requests, headers = 0, {}, { ["Content-Type"] = "application/x-www-form-urlencoded" }
+init = function() for k = 0, 999 do requests[k] = wrk.format("PUT", "/v2/keys/k" .. k, headers, 'value="teal"') end end
+request = function() n = (n + 1) % 1000; return requests[n] end"#,
     ),
     (
         "mostly reads",
-        r#"init = function() math.randomseed(os.time()) end
+        r#"local gets, puts = {}, {}
+init = function()
+  math.randomseed(os.time())
+  for k = 0, 99 do
+    gets[k], puts[k] = wrk.format("GET", "/store/k" .. k), wrk.format("PUT", "/store/k" .. k, nil, '{"value":"teal"}')
+  end
+end
 request = function()
-  local path = "/store/k" .. math.random(0, 99)
-  if math.random(1000) == 1 then return wrk.format("PUT", path, nil, '{"value":"teal"}') end
-  return wrk.format("GET", path)
+  local kind = math.random(1000) == 1 and puts or gets
+  return kind[math.random(0, 99)]
 end"#,
     ),
     (
         "mix",
-        r#"init = function() math.randomseed(os.time()) end
+        r#"local gets, puts = {}, {}
+init = function()
+  math.randomseed(os.time())
+  for k = 0, 999 do
+    gets[k], puts[k] = wrk.format("GET", "/store/k" .. k), wrk.format("PUT", "/store/k" .. k, nil, '{"value":"teal"}')
+  end
+end
 request = function()
-  local path = "/store/k" .. math.random(0, 999)
-  if math.random(100) <= 5 then return wrk.format("PUT", path, nil, '{"value":"teal"}') end
-  return wrk.format("GET", path)
+  local kind = math.random(100) <= 5 and puts or gets
+  return kind[math.random(0, 999)]
 end"#,
     ),
 ];
@@ -76,6 +106,7 @@ struct Load {
     title: &'static str,
     script: &'static str,
     ports: Vec<u16>,
+    connections: usize,
     runs: Vec<Figures>,
 }
 
@@ -116,31 +147,36 @@ fn measure_throughput() {
     let (root, leaf) = (tree.root().port, tree.leaf().port);
     fill(&tree);
 
-    let leaves = tree.nodes[3..].iter().map(|node| node.port).collect();
-    let load = |title, script, ports| Load { title, script, ports, runs: Vec::new() };
-    let mut loads = [
-        load("bare server", "hit", vec![bare_port]),
-        load("hits at the root", "hit", vec![root]),
-        load("hits at a leaf", "hit", vec![leaf]),
-        load("misses at a leaf of depth 3", "miss", vec![leaf]),
-        load("writes at the root", "write", vec![root]),
-        load("writes at a leaf", "write", vec![leaf]),
-        load("95:5 mix over 1,000 keys, all four leaves", "mix", leaves),
-    ];
-    for round in 1..=rounds {
-        for load in &mut loads {
-            eprintln!("round {round} of {rounds}: {}", load.title);
-            load.runs.push(run_load(load));
+    let others = Others::start(bare_port);
+    let leaves: Vec<_> = tree.nodes[3..].iter().map(|node| node.port).collect();
+    for connections in [16, 64] {
+        let load = |title, script, ports| Load { title, script, ports, connections, runs: Vec::new() };
+        let mut loads = vec![
+            load("bare server", "hit", vec![bare_port]),
+            load("hits at the root", "hit", vec![root]),
+            load("hits at a leaf", "hit", vec![leaf]),
+            load("misses at a leaf of depth 3", "miss", vec![leaf]),
+            load("writes at the root", "write", vec![root]),
+            load("writes at a leaf", "write", vec![leaf]),
+            load("95:5 mix over 1,000 keys, all four leaves", "mix", leaves.clone()),
+        ];
+        loads.extend(others.loads.iter().map(|(title, script, port)| load(title, script, vec![*port])));
+        for round in 1..=rounds {
+            for load in &mut loads {
+                eprintln!("{connections} connections, round {round} of {rounds}: {}", load.title);
+                load.runs.push(run_load(load));
+            }
+        }
+        println!("\n{connections} connections, medians of {rounds} rounds in turn\n");
+        println!("| load | requests/s | p50 ms | p99 ms | ratio to bare |\n|---|---|---|---|---|");
+        let bare = median(&loads[0].runs);
+        for load in &loads {
+            let Figures { requests_per_second, p50_ms, p99_ms } = median(&load.runs);
+            let ratio = requests_per_second / bare.requests_per_second;
+            println!("| {} | {requests_per_second:.0} | {p50_ms:.2} | {p99_ms:.2} | {ratio:.2} |", load.title);
         }
     }
-    println!("\n16 connections, medians of {rounds} rounds in turn\n");
-    println!("| load | requests/s | p50 ms | p99 ms | ratio to bare |\n|---|---|---|---|---|");
-    let bare = median(&loads[0].runs);
-    for load in &loads {
-        let Figures { requests_per_second, p50_ms, p99_ms } = median(&load.runs);
-        let ratio = requests_per_second / bare.requests_per_second;
-        println!("| {} | {requests_per_second:.0} | {p50_ms:.2} | {p99_ms:.2} | {ratio:.2} |", load.title);
-    }
+    drop(others);
     measure_hits(&tree);
     println!();
     for node in [tree.root(), tree.leaf()] {
@@ -156,7 +192,7 @@ fn measure_hits(tree: &Tree) {
     let reads =
         |from: &str| -> u64 { leaves.iter().map(|leaf| leaf.metric(&format!("reads_total{{from=\"{from}\"}}"))).sum() };
     let ports = leaves.iter().map(|leaf| leaf.port).collect();
-    let load = Load { title: "mostly reads", script: "mostly reads", ports, runs: Vec::new() };
+    let load = Load { title: "mostly reads", script: "mostly reads", ports, connections: 16, runs: Vec::new() };
     let (copies, fetches, writes) = (reads("copy"), reads("fetch"), tree.root().metric("writes_total"));
     let began = Instant::now();
     run_load(&load);
@@ -215,11 +251,11 @@ fn fill(tree: &Tree) {
     }
 }
 
-/// Sixteen connections in all, shared among the ports.
+/// All its connections are shared among its ports.
 fn run_load(load: &Load) -> Figures {
     let seconds = number_from_env("BENCH_SECONDS", 3);
     let script = script_path(load.script);
-    let connections = (16 / load.ports.len()).to_string();
+    let connections = (load.connections / load.ports.len()).to_string();
     let start = |port: &u16| -> Child {
         command("wrk")
             .args(["-t1", "-c", &connections, "-d", &seconds.to_string(), "--latency", "-s"])

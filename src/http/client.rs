@@ -13,10 +13,11 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use ureq::http::Request;
-use ureq::unversioned::transport::DefaultConnector;
+use ureq::unversioned::transport::{Connector, TcpConnector};
 use ureq::{Agent, Timeout};
 
 use super::names::Names;
+use super::one_send::OneSend;
 use crate::cache::leases::Holder;
 use crate::cache::store::Leased;
 use crate::protocol::call::Call;
@@ -106,7 +107,7 @@ impl Client {
             .accept_encoding("")
             .build();
         Self {
-            agent: Agent::with_parts(config, DefaultConnector::default(), Names::default()),
+            agent: Agent::with_parts(config, ().chain(TcpConnector::default()).chain(OneSend), Names::default()),
             bearer: token.map(|token| format!("Bearer {token}")),
         }
     }

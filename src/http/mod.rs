@@ -7,6 +7,7 @@ pub mod api;
 mod body;
 pub mod client;
 mod names;
+mod one_send;
 mod page;
 pub mod sentinel;
 pub mod server;

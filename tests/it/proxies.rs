@@ -324,7 +324,7 @@ fn a_client_of_http_1_0_keeps_its_connections() {
     root.write("k", "1");
     let url = format!("http://127.0.0.1:{}/store/k", root.port);
     let mut ab = Process::spawn_command(command("ab").args(["-k", "-q", "-c", "16", "-n", "20000", &url]), &[]);
-    let (code, printed, log) = ab.wait_for_end(Duration::from_secs(60));
+    let (code, printed, log) = ab.wait_for_end(Duration::from_mins(1));
     assert_eq!(code, Some(0), "{printed}{log}");
     let figure = |name: &str| {
         let line = printed
