@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
+use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -216,8 +217,8 @@ impl Server {
     /// Takes requests and carries them out, while not too many others wait to do so.
     fn serve_requests(self: &Arc<Self>) {
         loop {
-            let client = match self.lead() {
-                Ok(client) => client,
+            let (client, first) = match self.lead() {
+                Ok(taken) => taken,
                 Err(error) => return (self.fatal)(format!("could not accept connections any more: {error}")),
             };
             if self.waiting.fetch_sub(1, SeqCst) == 1
@@ -226,11 +227,11 @@ impl Server {
                 // Nobody waits until this request is done. If its client makes us wait, the sentinel ends the process.
                 log::error!("could not start a thread: {error}");
             }
-            while let Some((request, is_heard)) = self.next_of(client) {
+            let mut next = Some(first);
+            while let Some(request) = next {
                 // The panic hook has logged it. The request was dropped, which made tiny_http answer 500.
-                let _ = catch_unwind(AssertUnwindSafe(|| {
-                    if is_heard { self.handle(request, client) } else { discard(request) }
-                }));
+                let _ = catch_unwind(AssertUnwindSafe(|| self.handle(request, client)));
+                next = self.next_of(client);
             }
             let one_more = |waiting| (waiting < SPARE_THREADS).then_some(waiting + 1);
             if self.waiting.fetch_update(SeqCst, SeqCst, one_more).is_err() {
@@ -240,7 +241,7 @@ impl Server {
     }
 
     /// Takes requests until one comes of a connection that has no thread, which this thread must serve.
-    fn lead(&self) -> io::Result<SocketAddr> {
+    fn lead(&self) -> io::Result<(SocketAddr, Request)> {
         let mut sentinel = self.leader.lock().expect("nothing panics under this lock");
         loop {
             let request = self.next_request()?;
@@ -249,8 +250,8 @@ impl Server {
             match self.connections().served.entry(client) {
                 Entry::Occupied(mut queue) => queue.get_mut().push_back(request),
                 Entry::Vacant(queue) => {
-                    queue.insert(VecDeque::from([request]));
-                    return Ok(client);
+                    queue.insert(VecDeque::new());
+                    return Ok((client, request));
                 }
             }
         }
@@ -267,19 +268,20 @@ impl Server {
         self.http.try_recv()?.map_or_else(|| self.http.recv(), Ok)
     }
 
-    /// The next request of a connection, and whether it is heard; when there is none, it has no thread any more.
-    fn next_of(&self, client: SocketAddr) -> Option<(Request, bool)> {
+    /// The next request of a connection; when there is none, it has no thread any more.
+    fn next_of(&self, client: SocketAddr) -> Option<Request> {
         let mut connections = self.connections();
         let request = connections.served.get_mut(&client).and_then(VecDeque::pop_front);
-        let Some(request) = request else {
+        if request.is_none() {
             connections.served.remove(&client);
-            return None;
-        };
-        let is_heard = connections.ended.get(&client).is_none_or(|since| since.elapsed() > DEAF_TIME);
-        Some((request, is_heard))
+        }
+        request
     }
 
     fn handle(&self, mut request: Request, client: SocketAddr) {
+        if self.has_ended(client) {
+            return discard(request);
+        }
         let mut held = self.flight.hold();
         match body::read(&mut request, self.max_body_bytes, &mut held) {
             Ok(body) => {
@@ -298,6 +300,10 @@ impl Server {
         }
     }
 
+    fn has_ended(&self, client: SocketAddr) -> bool {
+        self.connections().ended.get(&client).is_some_and(|since| since.elapsed() <= DEAF_TIME)
+    }
+
     /// Hears nothing more of a connection.
     fn end(&self, client: SocketAddr) {
         let mut connections = self.connections();
@@ -313,14 +319,18 @@ impl Server {
 /// Sends the answer to a request whose body has been read. The head is ours, since `tiny_http`'s own gives a 204 a
 /// length, sends 32 KiB and more in chunks, obeys `TE`, and does not say that an old connection stays.
 fn send(request: Request, answer: &Answer) {
-    let (head, is_head) = (write_head(answer, connection_of(&request)), *request.method() == Method::Head);
+    let mut head = write_head(answer, connection_of(&request)).into_bytes();
     let Body { start, shared } = &answer.body;
-    let (start, shared) = if is_head { (&[][..], &[][..]) } else { (&start[..], &shared[..]) };
+    let is_head = *request.method() == Method::Head;
     let mut writer = request.into_writer();
-    let sent = if start.len() + shared.len() <= ONE_WRITE_BYTES {
-        writer.write_all(&[head.as_bytes(), start, shared].concat())
+    let sent = if is_head {
+        writer.write_all(&head)
+    } else if answer.body.len() <= ONE_WRITE_BYTES {
+        head.extend_from_slice(start);
+        head.extend_from_slice(shared);
+        writer.write_all(&head)
     } else {
-        [head.as_bytes(), start, shared].iter().try_for_each(|part| writer.write_all(part))
+        [&head, start, shared].iter().try_for_each(|part| writer.write_all(part))
     };
     note_sent(sent.and_then(|()| writer.flush()));
 }
@@ -363,12 +373,16 @@ fn note_sent(sent: io::Result<()>) {
 fn write_head(answer: &Answer, connection: &str) -> String {
     let (status, length) = (answer.status, answer.body.len());
     let reason = StatusCode(status).default_reason_phrase();
-    let mut head = format!("HTTP/1.1 {status} {reason}\r\nDate: {}\r\n", httpdate::fmt_http_date(SystemTime::now()));
+    let date = httpdate::HttpDate::from(SystemTime::now());
+    // Long enough for all but the page's, and for a small body behind it.
+    let mut head = String::with_capacity(512);
+    let to_string = "a string takes what is written";
+    write!(head, "HTTP/1.1 {status} {reason}\r\nDate: {date}\r\n").expect(to_string);
     for (name, value) in &answer.headers {
         head.extend([name, ": ", value, "\r\n"]);
     }
     if status != 204 {
-        head.extend(["Content-Length: ", &length.to_string(), "\r\n"]);
+        write!(head, "Content-Length: {length}\r\n").expect(to_string);
     }
     head + connection + "\r\n"
 }
