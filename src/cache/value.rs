@@ -44,15 +44,6 @@ impl Value {
     }
 }
 
-#[cfg(test)]
-impl From<&str> for Value {
-    fn from(json: &str) -> Self {
-        let body = format!(r#"{{"value":{json}}}"#).into_bytes();
-        let place = 9..body.len() - 1;
-        Self::cut_out(body, place)
-    }
-}
-
 /// Where in `body` a value lies that was read from it.
 pub fn find(value: &RawValue, body: &[u8]) -> Range<usize> {
     let start = value.get().as_ptr().addr() - body.as_ptr().addr();
@@ -75,6 +66,15 @@ pub fn is_unicode(value: &RawValue) -> bool {
         };
     }
     true
+}
+
+#[cfg(test)]
+impl From<&str> for Value {
+    fn from(json: &str) -> Self {
+        let body = format!(r#"{{"value":{json}}}"#).into_bytes();
+        let place = 9..body.len() - 1;
+        Self::cut_out(body, place)
+    }
 }
 
 #[cfg(test)]
