@@ -13,7 +13,7 @@
 //! starting again. That is the supervisor's work.
 
 use std::collections::HashSet;
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -147,13 +147,23 @@ fn knock(address: SocketAddr) -> io::Result<()> {
 
 fn check(address: SocketAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&address, CHECK_LIMIT)?;
-    stream.set_read_timeout(Some(CHECK_LIMIT))?;
+    stream.set_read_timeout(Some(KNOCK_PAUSE))?;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: sentinel\r\nConnection: close\r\n\r\n")?;
-    let mut status = [0; 12];
-    stream.read_exact(&mut status)?;
+    let (deadline, mut answer, mut piece) = (Instant::now() + CHECK_LIMIT, Vec::new(), [0; 1024]);
     // Read to the end, so that the connection closes in good order.
-    stream.take(1 << 16).read_to_end(&mut Vec::new())?;
-    if status == *b"HTTP/1.1 200" { Ok(()) } else { Err(io::Error::other(String::from_utf8_lossy(&status))) }
+    loop {
+        match stream.read(&mut piece) {
+            Ok(0) => break,
+            Ok(count) => answer.extend_from_slice(&piece[..count]),
+            // It is stranded itself, most likely, and others with it.
+            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
+                (0..MAX_KNOCKS).try_for_each(|_| knock(address))?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let status = &answer[..answer.len().min(12)];
+    if status == b"HTTP/1.1 200" { Ok(()) } else { Err(io::Error::other(String::from_utf8_lossy(status))) }
 }
 
 /// Where a server that listens on `address` can be reached from this machine.
