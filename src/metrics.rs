@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use crate::cache::store::Gauges;
 
@@ -64,13 +65,16 @@ impl Metrics {
     }
 
     /// All in the text format of Prometheus.
-    pub fn render(&self, gauges: Gauges) -> String {
+    pub fn render(&self, gauges: Gauges, root_silence: Option<Duration>) -> String {
         let mut counters = self.counters();
         for (status, count) in self.refused().iter() {
             let labels = format!(r#"{{status="{status}"}}"#);
             counters.push(Sample("refused_total", labels, "Requests answered with an error, by status.", *count));
         }
+        // A node that was never given a place has not heard its root.
+        let silence = root_silence.map_or(u64::MAX, |silence| silence.as_secs());
         let gauges = [
+            ("root_last_heard_seconds", "Since the root was last heard; 0 at the root.", silence),
             ("entries", "Keys at the root.", gauges.entries as u64),
             ("copies", "Copies, those that have ended and were not swept yet among them.", gauges.copies as u64),
             ("holders", "Records of holders, likewise.", gauges.holders as u64),

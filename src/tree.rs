@@ -47,11 +47,12 @@ pub fn level(position: u32) -> u32 {
     (position + 1).ilog2() + 1
 }
 
-/// One node as others see it.
+/// One node as others see it: the process that has its place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRef {
     pub name: String,
     pub url: String,
+    pub run: u64,
 }
 
 /// Where a node stands: part of what the root answers to a join.
@@ -119,19 +120,8 @@ impl Member {
     /// The node's name and URL, once it has joined.
     fn node_ref(&self) -> Option<NodeRef> {
         let process = self.process.as_ref()?;
-        Some(NodeRef { name: name(self.id), url: process.url.clone() })
+        Some(NodeRef { name: name(self.id), url: process.url.clone(), run: process.run })
     }
-}
-
-/// What a root that starts knows of the tree that a former run of it had.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FormerTree {
-    /// There was none, or nobody was asked.
-    None,
-    /// There may have been one, and nothing is known of it.
-    Unknown,
-    /// There was one with these places, position and id, the root's own left out.
-    Places(Vec<(u32, u32)>),
 }
 
 /// The root's record of which node has which position.
@@ -140,17 +130,25 @@ pub struct ChildTable {
     depth: u32,
     members: BTreeMap<u32, Member>,
     position_of: HashMap<u32, u32>,
+    /// The run that was met last under an id, whether it got its place or not.
+    met: HashMap<u32, u64>,
 }
 
 impl ChildTable {
     /// A table of that depth which has only the root.
     pub fn new(depth: u32, root: Member) -> Self {
-        Self { depth, position_of: HashMap::from([(root.id, 0)]), members: BTreeMap::from([(0, root)]) }
+        let (position_of, members) = (HashMap::from([(root.id, 0)]), BTreeMap::from([(0, root)]));
+        Self { depth, members, position_of, met: HashMap::new() }
     }
 
     /// The process that joined last under this id.
     pub fn process(&self, id: u32) -> Option<&Process> {
         self.members.get(self.position_of.get(&id)?)?.process.as_ref()
+    }
+
+    /// Whether this run was not met before.
+    pub fn meet(&mut self, id: u32, run: u64) -> bool {
+        self.met.insert(id, run) != Some(run)
     }
 
     /// Gives the node its place: the one that the table has for its id, else the one that it

@@ -24,6 +24,8 @@ pub struct Record {
     pub ends: Instant,
     /// Which grant this is, for a holder is granted again and again (rule 7).
     number: u64,
+    /// Whether the first of these grants was of an absent key.
+    is_absent: bool,
 }
 
 /// What a record takes beside its texts. Measured: 280 bytes for the first of a key, 80 for the second, 150 for a
@@ -42,6 +44,8 @@ pub struct Holders {
     /// Apart from copies: a copy that is dropped leaves its records where they are (rule 7).
     records: HashMap<Key, Vec<Record>>,
     bytes: usize,
+    /// What of that is records of absent keys.
+    absent_bytes: usize,
     last_number: u64,
     /// Every holder once, however many records it has.
     known: HashSet<Arc<Holder>>,
@@ -54,7 +58,14 @@ pub struct Holders {
 impl Holders {
     /// Records that `holder` is granted `lease`, and returns what it is granted: whole milliseconds,
     /// as leases travel, and zero if there is no room or the holder was silent lately.
-    pub fn grant(&mut self, key: &str, holder: &Holder, lease: Duration, room_bytes: usize, now: Instant) -> Duration {
+    pub fn grant(
+        &mut self,
+        key: &str,
+        holder: &Holder,
+        lease: Duration,
+        (is_absent, room_bytes): (bool, usize),
+        now: Instant,
+    ) -> Duration {
         let lease = Duration::from_millis(u64::try_from(lease.as_millis()).unwrap_or(u64::MAX));
         if lease.is_zero() || self.silent.get(holder).is_some_and(|until| now < *until) {
             return Duration::ZERO;
@@ -81,7 +92,8 @@ impl Holders {
         let holder = self.intern(holder);
         let key = self.records.get_key_value(key).map_or_else(|| Key::from(key), |(key, _)| Arc::clone(key));
         self.ends.insert((ends, number), Arc::clone(&key));
-        let record = Record { holder, ends, number };
+        let record = Record { holder, ends, number, is_absent };
+        self.absent_bytes += if is_absent { bytes } else { 0 };
         self.records.entry(key).or_insert_with(|| Vec::with_capacity(USUAL_HOLDERS)).push(record);
         self.bytes += bytes;
         lease
@@ -132,6 +144,15 @@ impl Holders {
         self.bytes
     }
 
+    pub fn absent_bytes(&self) -> usize {
+        self.absent_bytes
+    }
+
+    /// When the last record ends.
+    pub fn last_end(&self) -> Option<Instant> {
+        self.ends.last_key_value().map(|((ends, _), _)| *ends)
+    }
+
     fn find_mut(&mut self, key: &str, holder: &Holder) -> Option<(Key, &mut Record)> {
         let key = Arc::clone(self.records.get_key_value(key)?.0);
         let record = self.records.get_mut(&key)?.iter_mut().find(|record| *record.holder == *holder)?;
@@ -146,7 +167,9 @@ impl Holders {
             self.records.remove(key);
         }
         self.ends.remove(&(record.ends, number));
-        self.bytes -= record_bytes(key, &record.holder);
+        let bytes = record_bytes(key, &record.holder);
+        self.bytes -= bytes;
+        self.absent_bytes -= if record.is_absent { bytes } else { 0 };
     }
 
     fn intern(&mut self, holder: &Holder) -> Arc<Holder> {

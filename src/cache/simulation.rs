@@ -303,7 +303,12 @@ impl World {
 
     async fn write(self: Rc<Self>, value: u64) -> Result<(), NoAnswer> {
         let root = &self.nodes[0];
-        let ticket = root.store.borrow_mut().queue_write(KEY, Condition::None, self.current.get());
+        let ticket = root.store.borrow_mut().queue_write(
+            KEY,
+            Condition::None,
+            self.clock(0) + Duration::from_hours(1),
+            self.current.get(),
+        );
         let holders = loop {
             let turn = root.store.borrow_mut().take_turn(KEY, ticket, self.clock(0));
             match turn {
@@ -434,9 +439,7 @@ impl World {
 }
 
 fn new_store(number: usize, life: u64) -> Store<u64> {
-    // Nobody is a young root here, so when it started counts for nothing.
-    let started = Instant::now();
-    Store::new(Setup { is_root: number == 0, run: life, max_bytes: 1 << 20, lease: LEASE, started })
+    Store::new(Setup { is_root: number == 0, run: life, max_bytes: 1 << 20, lease: LEASE })
 }
 
 fn number_of(value: Option<Value>) -> u64 {

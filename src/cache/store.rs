@@ -74,7 +74,7 @@ type Outcome = Option<Option<Value>>;
 pub enum Turn {
     /// Others are before it: wait to be woken.
     Wait,
-    /// The root is too young to finish a write (rule 8): try again then.
+    /// The root is too young to finish a write (rule 10): try again then.
     NotBefore(Instant),
     /// Give up: it would be refused.
     Refused(Refusal),
@@ -113,12 +113,17 @@ impl Condition {
     }
 }
 
-/// Why a write is not done; both say it in words.
+/// Why a write is not done, in words.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refusal {
     Condition(&'static str),
     Full(String),
+    /// It cannot be done in its time.
+    Late(&'static str),
 }
+
+const TOO_LATE: Refusal = Refusal::Late("too late; not applied");
+const TOO_YOUNG: Refusal = Refusal::Late("this root is too young to finish a write in its time; not applied");
 
 /// What came of a write, and the next writer, who must be woken.
 type Finished<W> = (Result<(), Refusal>, Option<W>);
@@ -126,6 +131,9 @@ type Finished<W> = (Result<(), Refusal>, Option<W>);
 /// What an entry or a copy takes beside its text. Measured: 160 bytes, and a little more just after the
 /// map has grown.
 const ITEM_BYTES: usize = 176;
+
+/// Copies and records of absent keys take at most this part of what is held.
+const ABSENT_SHARE: usize = 16;
 
 /// What one sweep looks at while others wait for the lock.
 const SWEEP_ITEMS: usize = 1000;
@@ -141,10 +149,11 @@ pub struct Gauges {
     pub bytes: usize,
 }
 
-/// A key's value here: an entry at the root, a copy elsewhere.
+/// What is known of a key here: an entry at the root; elsewhere a copy, be it of a value or of the root's word that there
+/// is none.
 #[derive(Debug)]
 struct Item {
-    value: Value,
+    value: Option<Value>,
     /// When the copy's lease ends, or the entry expires, if it does.
     ends: Option<Instant>,
 }
@@ -160,6 +169,8 @@ struct Writer<W> {
     ticket: u64,
     who: W,
     condition: Condition,
+    /// It is not done later (rule 11).
+    deadline: Instant,
 }
 
 #[derive(Debug)]
@@ -180,16 +191,15 @@ pub struct Setup {
     pub max_bytes: usize,
     /// The root's own; another node does not know it before it has joined.
     pub lease: Duration,
-    /// When the process started.
-    pub started: Instant,
 }
 
 /// All that a node holds.
 #[derive(Debug)]
 pub struct Store<W> {
     setup: Setup,
-    /// What the items count.
+    /// What the items count, and what those of absent keys do.
     text_bytes: usize,
+    absent_bytes: usize,
     /// Reads, fetches and writers are numbered in one sequence.
     last_number: u64,
     items: HashMap<Key, Item>,
@@ -198,8 +208,8 @@ pub struct Store<W> {
     fetches: HashMap<Key, Vec<Fetch<W>>>,
     /// The writers of a key, first come first served. While there are any, nothing is granted (rule 3).
     writers: HashMap<Key, VecDeque<Writer<W>>>,
-    /// The root finishes no write before (rule 8).
-    quiet_until: Option<Instant>,
+    /// The root finishes no write before (rule 10).
+    young_until: Option<Instant>,
     /// When items end.
     ends: BTreeSet<(Instant, Key)>,
 }
@@ -209,12 +219,13 @@ impl<W: Clone> Store<W> {
         Self {
             setup,
             text_bytes: 0,
+            absent_bytes: 0,
             last_number: 0,
             items: HashMap::new(),
             holders: Holders::default(),
             fetches: HashMap::new(),
             writers: HashMap::new(),
-            quiet_until: None,
+            young_until: None,
             ends: BTreeSet::new(),
         }
     }
@@ -270,8 +281,8 @@ impl<W: Clone> Store<W> {
         let fetch = self.take_fetch(key, number).expect("a fetch is under way until it is ended");
         let outcome = fetched.map(|(Leased { value, lease }, asked_at)| {
             // Rule 2: the ancestor recorded us later than we asked, so its record outlives this copy.
-            if let Some(value) = value.as_ref().filter(|_| !fetch.marked) {
-                self.keep_copy(key, value, *asked_at + *lease, now);
+            if !fetch.marked {
+                self.keep_copy(key, value.as_ref(), *asked_at + *lease, now);
             }
             value.clone()
         });
@@ -323,32 +334,37 @@ impl<W: Clone> Store<W> {
         Some(self.holders.list(key, now))
     }
 
-    /// Answers a read from what is here, for a holder with a lease; `None` if another node must be asked.
+    /// Answers a read from what is here, for a holder with a lease; `None` if another node must be asked. That a key is
+    /// absent is answered like a value: nobody reads it as absent after a write has created it.
     fn answer_here(&mut self, key: &str, holder: Option<&Holder>, now: Instant) -> Option<Leased> {
-        let Some(item) = self.items.get(key).filter(|item| item.is_valid(now)) else {
-            return self.setup.is_root.then(|| Leased::once(None));
+        let item = self.items.get(key).filter(|item| item.is_valid(now));
+        let (value, ends) = match item {
+            Some(item) => (item.value.clone(), item.ends),
+            None if self.setup.is_root => (None, None),
+            None => return None,
         };
-        let (value, left, full) = (Some(item.value.clone()), item.ends.map(|ends| ends - now), self.setup.lease);
         // Rule 3: nothing is granted while writers queue. Else:
         // 1. A write lists the holders, and begins to invalidate them.
         // 2. A node fetches, and gets a lease on the old value.
         // 3. The write ends. Nobody has told that node.
         let Some(holder) = holder.filter(|_| !self.writers.contains_key(key)) else { return Some(Leased::once(value)) };
-        let lease = match left {
-            // Rule 1: what is left of this copy's lease, so that no copy outlives its source.
-            Some(left) if !self.setup.is_root => left,
+        let full = self.setup.lease;
+        let lease = match ends.map(|ends| ends - now) {
+            // Rule 1: what is left of this copy's lease, so that no copy outlives its source, but for a twentieth, so
+            // that this node, when it waits for a silent holder, is not taken for silent itself.
+            Some(left) if !self.setup.is_root => left * 19 / 20,
             // The copy must be gone when the entry expires, even where the clock is a tenth slower.
             Some(left) => full.min(left * 10 / 11),
             None => full,
         };
-        let room_bytes = self.setup.max_bytes.saturating_sub(self.bytes());
-        Some(Leased { value, lease: self.holders.grant(key, holder, lease, room_bytes, now) })
+        let (is_absent, room_bytes) = (value.is_none(), self.room_bytes(value.is_none()));
+        Some(Leased { value, lease: self.holders.grant(key, holder, lease, (is_absent, room_bytes), now) })
     }
 
-    fn keep_copy(&mut self, key: &str, value: &Value, ends: Instant, now: Instant) {
+    fn keep_copy(&mut self, key: &str, value: Option<&Value>, ends: Instant, now: Instant) {
         self.remove(key);
-        if now < ends && self.bytes() + item_bytes(key, value) <= self.setup.max_bytes {
-            self.insert(key, value.clone(), Some(ends));
+        if now < ends && item_bytes(key, value) <= self.room_bytes(value.is_none()) {
+            self.insert(key, value.cloned(), Some(ends));
         }
     }
 
@@ -356,30 +372,35 @@ impl<W: Clone> Store<W> {
 
     /// Puts a writer in the queue of its key; the returned number is its ticket. From here on
     /// nothing of this key is granted, until [`Store::finish_write`] of the last in the queue.
-    pub fn queue_write(&mut self, key: &str, condition: Condition, who: W) -> u64 {
+    pub fn queue_write(&mut self, key: &str, condition: Condition, deadline: Instant, who: W) -> u64 {
         let ticket = self.next_number();
-        self.writers.entry(key.into()).or_default().push_back(Writer { ticket, who, condition });
+        self.writers.entry(key.into()).or_default().push_back(Writer { ticket, who, condition, deadline });
         ticket
     }
 
-    /// Whether it is that writer's turn and, if so, whom it must invalidate first (rule 4).
+    /// Whether it is that writer's turn and, if so, whom it must invalidate first (rule 4). One that is too late is
+    /// refused before its turn (rule 11), and one whose condition does not hold before anybody is told.
     pub fn take_turn(&mut self, key: &str, ticket: u64, now: Instant) -> Turn {
-        let first = self.writers.get(key).and_then(VecDeque::front).filter(|first| first.ticket == ticket);
-        let Some(first) = first else { return Turn::Wait };
-        if let Some(quiet_until) = self.quiet_until.filter(|quiet_until| now < *quiet_until) {
-            return Turn::NotBefore(quiet_until);
-        }
-        match first.condition.expect(self.has(key, now)) {
-            // Before anybody is told, since nobody need be.
-            Err(refusal) => Turn::Refused(refusal),
-            // Nothing has been granted since the ban, which is older than this list: the list is whole (rule 4).
-            Ok(()) => Turn::Go(self.holders.list(key, now)),
+        let queue = self.writers.get(key).into_iter().flatten();
+        let (place, writer) =
+            queue.enumerate().find(|(_, writer)| writer.ticket == ticket).expect("it is in its queue");
+        match self.young_until.filter(|until| now < *until) {
+            _ if now >= writer.deadline => Turn::Refused(TOO_LATE),
+            Some(until) if until >= writer.deadline => Turn::Refused(TOO_YOUNG),
+            _ if place > 0 => Turn::Wait,
+            Some(until) => Turn::NotBefore(until),
+            None => match writer.condition.expect(self.has(key, now)) {
+                Err(refusal) => Turn::Refused(refusal),
+                // Nothing has been granted since the ban, which is older than this list: the list is whole (rule 4).
+                Ok(()) => Turn::Go(self.holders.list(key, now)),
+            },
         }
     }
 
     /// Ends a writer's turn: puts its change in place, or none if it gives up. The ban on grants is
     /// lifted in the same hold of the lock, or handed on to the next writer, who must be woken. If it is refused
-    /// the old value stands. The condition is looked at again: an entry may have ended while holders were told.
+    /// the old value stands. All that may refuse it is looked at here (rule 12), and again what was looked at before:
+    /// an entry may have ended while holders were told, and a run may have joined that holds what another root granted.
     pub fn finish_write(&mut self, key: &str, ticket: u64, change: Option<Write>, now: Instant) -> Finished<W> {
         let exists = self.has(key, now);
         let queue = self.writers.get_mut(key).expect("a writer stays in its queue until it is finished");
@@ -391,6 +412,8 @@ impl<W: Clone> Store<W> {
         }
         let result = match change {
             None => Ok(()),
+            Some(_) if now >= writer.deadline => Err(TOO_LATE),
+            Some(_) if self.young_for(now) > Duration::ZERO => Err(TOO_YOUNG),
             Some(change) => writer.condition.expect(exists).and_then(|()| match change {
                 Write::Put(value, ttl) => self.put(key, value, ttl, now),
                 Write::Delete => {
@@ -406,18 +429,27 @@ impl<W: Clone> Store<W> {
         self.items.get(key).is_some_and(|item| item.is_valid(now))
     }
 
-    /// Lets no write finish while nodes may hold what a former run of this root granted (rule 8). If one is `known`
-    /// to have been there, that is until its last record has run out, which is older than this process. If not, nodes
-    /// that outlived it say so when they join, and that takes them `joins_take` from now: no join was answered before.
-    pub fn expect_former_holders(&mut self, known: bool, joins_take: Duration, now: Instant) {
-        let until = if known { self.setup.started + record_life(self.setup.lease) } else { now + joins_take };
-        self.quiet_until = self.quiet_until.max(Some(until));
+    /// Lets no write finish while nodes may hold what another root granted (rule 10): a lease of that length, counted
+    /// from now.
+    pub fn wait_for_leases(&mut self, lease: Duration, now: Instant) {
+        self.young_until = self.young_until.max(Some(now + record_life(lease)));
+    }
+
+    /// For how long no write can finish.
+    pub fn young_for(&self, now: Instant) -> Duration {
+        self.young_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
+    }
+
+    /// The longest life left of what is held and recorded here.
+    pub fn holds_for(&self, now: Instant) -> Duration {
+        let last = self.ends.last().map(|(ends, _)| *ends).max(self.holders.last_end());
+        last.map_or(Duration::ZERO, |ends| ends.saturating_duration_since(now))
     }
 
     fn put(&mut self, key: &str, value: Value, ttl: Option<Duration>, now: Instant) -> Result<(), Refusal> {
         let needed = |store: &Self| {
-            let freed = store.items.get(key).map_or(0, |old| item_bytes(key, &old.value));
-            store.bytes() - freed + item_bytes(key, &value)
+            let freed = store.items.get(key).map_or(0, |old| item_bytes(key, old.value.as_ref()));
+            store.bytes() - freed + item_bytes(key, Some(&value))
         };
         if needed(self) > self.setup.max_bytes {
             // What has ended needs no room.
@@ -428,7 +460,7 @@ impl<W: Clone> Store<W> {
             let text = format!("the store is full: {needed_bytes} bytes are needed, {allowed} are allowed");
             return Err(Refusal::Full(text));
         }
-        self.insert(key, value, ttl.map(|ttl| now + ttl));
+        self.insert(key, Some(value), ttl.map(|ttl| now + ttl));
         Ok(())
     }
 
@@ -448,7 +480,7 @@ impl<W: Clone> Store<W> {
     /// What can be read here now without asking anybody, in no order.
     pub fn list(&self, now: Instant) -> impl Iterator<Item = (&str, &Value)> {
         let valid = self.items.iter().filter(move |(_, item)| item.is_valid(now));
-        valid.map(|(key, item)| (&**key, &item.value))
+        valid.filter_map(|(key, item)| Some((&**key, item.value.as_ref()?)))
     }
 
     pub fn gauges(&self) -> Gauges {
@@ -469,9 +501,11 @@ impl<W: Clone> Store<W> {
         true
     }
 
-    fn insert(&mut self, key: &str, value: Value, ends: Option<Instant>) {
+    fn insert(&mut self, key: &str, value: Option<Value>, ends: Option<Instant>) {
         self.remove(key);
-        self.text_bytes += item_bytes(key, &value);
+        let bytes = item_bytes(key, value.as_ref());
+        self.text_bytes += bytes;
+        self.absent_bytes += if value.is_none() { bytes } else { 0 };
         let key = Key::from(key);
         self.ends.extend(ends.map(|ends| (ends, Arc::clone(&key))));
         self.items.insert(key, Item { value, ends });
@@ -479,9 +513,22 @@ impl<W: Clone> Store<W> {
 
     fn remove(&mut self, key: &str) {
         if let Some((key, old)) = self.items.remove_entry(key) {
-            self.text_bytes -= item_bytes(&key, &old.value);
+            let bytes = item_bytes(&key, old.value.as_ref());
+            self.text_bytes -= bytes;
+            self.absent_bytes -= if old.value.is_none() { bytes } else { 0 };
             old.ends.map(|ends| self.ends.remove(&(ends, key)));
         }
+    }
+
+    /// What may still be held. Of absent keys there are as many as anybody cares to ask for, so they have a bound of
+    /// their own.
+    fn room_bytes(&self, of_absent: bool) -> usize {
+        let room_bytes = self.setup.max_bytes.saturating_sub(self.bytes());
+        if !of_absent {
+            return room_bytes;
+        }
+        let absent_bytes = self.absent_bytes + self.holders.absent_bytes();
+        room_bytes.min((self.setup.max_bytes / ABSENT_SHARE).saturating_sub(absent_bytes))
     }
 
     fn bytes(&self) -> usize {
@@ -494,8 +541,8 @@ impl<W: Clone> Store<W> {
     }
 }
 
-fn item_bytes(key: &str, value: &Value) -> usize {
-    ITEM_BYTES + key.len() + value.bytes()
+fn item_bytes(key: &str, value: Option<&Value>) -> usize {
+    ITEM_BYTES + key.len() + value.map_or(0, Value::bytes)
 }
 
 #[cfg(test)]

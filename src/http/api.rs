@@ -20,9 +20,9 @@ use crate::cache::store::{Condition, Leased, Source, Write};
 use crate::cache::value::{self, Value};
 use crate::config::{base_url, host_of};
 use crate::node::{Node, READ_LIMIT, join, not_joined};
-use crate::protocol::call::{Call, Request};
+use crate::protocol::call::{Call, PassedOn, Request};
 use crate::protocol::error::{Error, KEY_NOT_FOUND, Kind};
-use crate::protocol::messages::{self, Acknowledgement, Description, JoinRequest};
+use crate::protocol::messages::{self, Acknowledgement, Description, JoinRequest, RUN_HEADER};
 use crate::tree;
 
 /// A listing has at most this length; a value for which there is no room any more is left out.
@@ -41,7 +41,7 @@ pub fn handle(node: &Arc<Node>, incoming: Result<Incoming, Error>) -> Answer {
     if answer.status >= 400 {
         node.metrics.count_refused(answer.status);
     }
-    answer
+    answer.with_header(RUN_HEADER, node.run_text)
 }
 
 fn respond(node: &Arc<Node>, incoming: Incoming) -> Result<Answer, Error> {
@@ -58,21 +58,27 @@ fn respond(node: &Arc<Node>, incoming: Incoming) -> Result<Answer, Error> {
         Call::Options(allow) => Ok(Answer::empty(204).with_header("Allow", allow)),
         Call::Health => node.expect_ready().map(|()| answer_json(&serde_json::json!({ "status": "ok" }))),
         // Also before it has its place: a node that is told to join here, perhaps itself, would wait in vain.
-        Call::Join if !node.config.is_root() => Err(node.not_root(Kind::Conflict)),
+        Call::Join if !node.config.is_root() => Err(node.not_root(Kind::MisdirectedRequest)),
+        Call::Put(..) | Call::Delete(..) if !node.is_joined() => {
+            Err(Kind::ServiceUnavailable.error("not joined yet; not applied"))
+        }
         _ if !node.is_joined() => Err(not_joined()),
         Call::Get(key) => get(node, &key),
         Call::List(limit) => Ok(list(node, limit)),
-        call @ (Call::Put(_) | Call::Delete(_) | Call::Nodes) if !node.config.is_root() => {
+        call @ (Call::Put(..) | Call::Delete(..) | Call::Nodes) if !node.config.is_root() => {
             pass_on(node, &call, &incoming)
         }
-        Call::Put(key) => put(node, &key, incoming),
-        Call::Delete(key) => delete(node, &key, &incoming),
+        Call::Put(key, passed_on) => put(node, &key, passed_on, incoming),
+        Call::Delete(key, passed_on) => delete(node, &key, passed_on, &incoming),
         Call::Nodes => Ok(answer_json(&node.table().ok_or_else(not_joined)?.listing(Instant::now()))),
         Call::Join => join_node(node, &incoming.body),
-        Call::Fetch { key, holder, wait } => fetch(node, &key, &holder, wait),
-        Call::Invalidate { key, run, level } => {
-            node.invalidate(&key, run, level)?;
-            Ok(answer_json(&Acknowledgement { run }))
+        Call::Fetch { key, to, holder, wait } => {
+            expect_run(node, to)?;
+            fetch(node, &key, holder.as_ref(), wait)
+        }
+        Call::Invalidate { key, to, level } => {
+            node.invalidate(&key, to, level)?;
+            Ok(answer_json(&Acknowledgement { run: to }))
         }
     }
 }
@@ -152,7 +158,8 @@ struct PutBody<'a> {
     ttl: Option<f64>,
 }
 
-fn put(node: &Arc<Node>, key: &str, mut incoming: Incoming) -> Result<Answer, Error> {
+fn put(node: &Arc<Node>, key: &str, passed_on: Option<PassedOn>, mut incoming: Incoming) -> Result<Answer, Error> {
+    let deadline = read_deadline(node, passed_on, &incoming)?;
     let condition = read_condition(&incoming)?;
     let body = mem::take(&mut incoming.body);
     let PutBody { value, ttl } = read_body(&body)?;
@@ -164,7 +171,7 @@ fn put(node: &Arc<Node>, key: &str, mut incoming: Incoming) -> Result<Answer, Er
     }
     let place = value::find(value, &body);
     let value = Value::cut_out(body, place);
-    node.write(key, Write::Put(value.clone(), ttl), condition)?;
+    node.write(key, Write::Put(value.clone(), ttl), condition, deadline)?;
     let start = format!(r#"{{"key":{},"#, serde_json::to_string(key).expect("a string is JSON"));
     Ok(answer_with(start.as_bytes(), &value))
 }
@@ -179,9 +186,34 @@ fn read_ttl(seconds: f64) -> Result<Duration, Error> {
     })
 }
 
-fn delete(node: &Arc<Node>, key: &str, incoming: &Incoming) -> Result<Answer, Error> {
-    node.write(key, Write::Delete, read_condition(incoming)?)?;
+fn delete(node: &Arc<Node>, key: &str, passed_on: Option<PassedOn>, incoming: &Incoming) -> Result<Answer, Error> {
+    let deadline = read_deadline(node, passed_on, incoming)?;
+    node.write(key, Write::Delete, read_condition(incoming)?, deadline)?;
     Ok(answer_json(&serde_json::json!({ "key": key })))
+}
+
+/// Until when a write may be done. What it says itself counts if a node has passed it on.
+fn read_deadline(node: &Node, passed_on: Option<PassedOn>, incoming: &Incoming) -> Result<Instant, Error> {
+    let is_node = is_passed_on(incoming) && (node.config.token.is_none() || shows_token(node, incoming));
+    let Some(passed_on) = passed_on.filter(|_| is_node) else {
+        return Ok(node.write_deadline(node.config.lease));
+    };
+    expect_run(node, passed_on.to)?;
+    Ok(node.deadline_of(passed_on))
+}
+
+/// Rule 8: what is meant for another process is not answered by this one.
+fn expect_run(node: &Node, to: u64) -> Result<(), Error> {
+    if to == node.myself.run {
+        return Ok(());
+    }
+    Err(Kind::Conflict.error(format!("{} is run {} now, and not {to}", node.myself.name, node.myself.run)))
+}
+
+/// Whether a node has passed it on. What proxies say counts for nothing.
+fn is_passed_on(incoming: &Incoming) -> bool {
+    let is_node = |via: &str| via.trim().strip_prefix("1.1 ").and_then(tree::id_of).is_some();
+    incoming.headers("Via").flat_map(|vias| vias.split(',')).any(is_node)
 }
 
 /// The headers by which a write is conditional.
@@ -208,18 +240,20 @@ fn read_condition(incoming: &Incoming) -> Result<Condition, Error> {
 /// Passes a write, or the question for the tree, on to the root. Whoever gets it from a node must be the
 /// root: else two nodes that take each other for it would pass it on for ever.
 fn pass_on(node: &Node, call: &Call, incoming: &Incoming) -> Result<Answer, Error> {
-    // What proxies say counts for nothing.
-    let is_node = |via: &str| via.trim().strip_prefix("1.1 ").and_then(tree::id_of).is_some();
-    if incoming.headers("Via").flat_map(|vias| vias.split(',')).any(is_node) {
+    if is_passed_on(incoming) {
         return Err(node.not_root(Kind::MisdirectedRequest));
     }
-    let Reply { status, body } = match call {
-        Call::Nodes => node.ask_for_tree()?,
-        write => {
-            read_condition(incoming)?;
-            let headers: Vec<_> = CONDITIONS.iter().filter_map(|name| Some((*name, incoming.header(name)?))).collect();
-            node.forward(write, &incoming.body, &headers)?
-        }
+    let write = |passed_on| match call {
+        Call::Put(key, _) => Call::Put(key.clone(), Some(passed_on)),
+        Call::Delete(key, _) => Call::Delete(key.clone(), Some(passed_on)),
+        _ => unreachable!("no other call is a write"),
+    };
+    let Reply { status, body, .. } = if *call == Call::Nodes {
+        node.ask_for_tree()?
+    } else {
+        read_condition(incoming)?;
+        let headers: Vec<_> = CONDITIONS.iter().filter_map(|name| Some((*name, incoming.header(name)?))).collect();
+        node.forward(write, &incoming.body, &headers)?
     };
     Ok(Answer::json(status, body))
 }
@@ -249,26 +283,27 @@ fn describe(node: &Node) -> Answer {
         node: &node.myself.name,
         id: node.config.node_id,
         role: if node.config.is_root() { "root" } else { "node" },
-        run: node.run,
+        run: node.myself.run,
         joined: place.is_some(),
         position: place.map(|place| place.position),
         depth: place.map(|place| tree::level(place.position)),
         url: &node.myself.url,
         path: place.and_then(|place| place.path.as_ref()),
-        parent: place.and_then(|place| place.ancestors.first()),
-        ancestors: place.map_or(&[], |place| &place.ancestors),
-        children: place.map_or(&[], |place| &place.children),
+        parent: place.and_then(|place| place.ancestors.first().map(Into::into)),
+        ancestors: place.map_or_else(Vec::new, |place| place.ancestors.iter().map(Into::into).collect()),
+        children: place.map_or_else(Vec::new, |place| place.children.iter().map(Into::into).collect()),
         zookeeper: node.zookeeper(),
         entries: gauges.entries,
         copies: gauges.copies,
         bytes: gauges.bytes,
         uptime_seconds: node.started.elapsed().as_secs(),
         version: env!("CARGO_PKG_VERSION"),
+        young_for_ms: node.config.is_root().then(|| u64::try_from(node.young_for().as_millis()).unwrap_or(u64::MAX)),
     })
 }
 
 fn metrics(node: &Node) -> Answer {
-    let text = node.metrics.render(node.gauges());
+    let text = node.metrics.render(node.gauges(), node.root_silence());
     Answer::new(200, "text/plain; version=0.0.4", text.into_bytes())
 }
 
@@ -283,13 +318,16 @@ fn join_node(node: &Node, body: &[u8]) -> Result<Answer, Error> {
     join::admit(node, join).map(|answer| answer_json(&answer))
 }
 
-fn fetch(node: &Node, key: &str, holder: &Holder, wait: Duration) -> Result<Answer, Error> {
-    let (Leased { value, lease }, _) = node.read(key, Some(holder), Instant::now() + wait.min(READ_LIMIT))?;
-    let value = value.ok_or_else(|| Kind::NotFound.error(KEY_NOT_FOUND))?;
+fn fetch(node: &Node, key: &str, holder: Option<&Holder>, wait: Duration) -> Result<Answer, Error> {
+    let (Leased { value, lease }, _) = node.read(key, holder, Instant::now() + wait.min(READ_LIMIT))?;
     if !lease.is_zero() {
         node.metrics.grants.count();
     }
-    Ok(answer_with(messages::start_copy(lease).as_bytes(), &value))
+    let start = messages::start_copy(node.myself.run, lease);
+    Ok(match value {
+        Some(value) => answer_with((start + ",").as_bytes(), &value),
+        None => Answer::json(200, (start + "}").into_bytes()),
+    })
 }
 
 /// An answer that ends with a value.

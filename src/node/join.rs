@@ -9,10 +9,10 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Node, not_joined};
+use super::{Node, Role, not_joined};
 use crate::http::client::CallError;
 use crate::protocol::error::{Error, Kind};
-use crate::protocol::messages::{JoinAnswer, JoinRequest};
+use crate::protocol::messages::{JoinAnswer, JoinRequest, PROTOCOL};
 use crate::tree::{self, Member, Process};
 
 /// Between two joins of a node that has its place.
@@ -30,6 +30,9 @@ const REPORT_PAUSE: Duration = Duration::from_secs(5);
 /// How long a join may take. A root that asks two silent nodes takes as long; then the join is sent again.
 const JOIN_LIMIT: Duration = Duration::from_secs(2);
 
+/// No lease is longer; a stranger must not make the root wait.
+const LONGEST_LEASE: Duration = Duration::from_hours(1);
+
 /// How long the root waits for a node to say who it is.
 const ASK_LIMIT: Duration = Duration::from_secs(1);
 
@@ -43,7 +46,8 @@ pub fn join_root(node: &Node) -> Result<(), String> {
     while !node.config.is_root() {
         let cause = match try_join(node) {
             Ok(()) => break,
-            Err(cause @ CallError::Refused { status: 400..=499, .. }) => return Err(refusal(node, &cause)),
+            // Who is not the root may be soon.
+            Err(cause @ CallError::Refused { status: 400..=420 | 422..=499, .. }) => return Err(refusal(node, &cause)),
             Err(cause) => cause,
         };
         let waiting = format!("no place from the root at {}: {cause}", node.config.root_url);
@@ -62,8 +66,12 @@ pub fn join_root(node: &Node) -> Result<(), String> {
 /// Repeats the join until the root says that another process has this place.
 pub fn keep_joined(node: &Node) -> Result<(), String> {
     let mut lost = false;
+    if let Role::Other { joiner, .. } = &node.role {
+        joiner.get_or_init(thread::current);
+    }
     while !node.config.is_root() {
-        thread::sleep(if lost { RETRY_PAUSE } else { REJOIN_PAUSE });
+        // Or until somebody needs to know who the root is now.
+        thread::park_timeout(if lost { RETRY_PAUSE } else { REJOIN_PAUSE });
         match try_join(node) {
             // Another process has the place. What else is refused may be a mistake in the root's start, or a
             // stranger on its port: no reason to lose the node as well.
@@ -83,15 +91,23 @@ pub fn keep_joined(node: &Node) -> Result<(), String> {
 }
 
 fn try_join(node: &Node) -> Result<(), CallError> {
+    let asked = Instant::now();
     let request = JoinRequest {
+        protocol: Some(PROTOCOL),
         id: node.config.node_id,
-        run: node.run,
+        run: node.myself.run,
         url: node.myself.url.clone(),
         position: node.place().map(|place| place.position),
+        holds_ms: whole_ms(node.store().holds_for(asked)),
     };
-    let JoinAnswer { place, lease_ms } = node.client.join_root(&node.config.root_url, &request, JOIN_LIMIT)?;
-    node.take_place(place, Duration::from_millis(lease_ms));
+    let answer = node.client.join_root(&node.config.root_url, &request, JOIN_LIMIT);
+    let answer = answer.inspect_err(|cause| node.note_join(|joins| joins.failed = Some((asked, cause.to_string()))))?;
+    node.take_place(answer, asked);
     Ok(())
+}
+
+fn whole_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn refusal(node: &Node, cause: &CallError) -> String {
@@ -106,6 +122,10 @@ fn refusal(node: &Node, cause: &CallError) -> String {
 
 /// Gives a node its place, unless it is not of this tree, another process lives in its place, or it cannot be reached.
 pub fn admit(node: &Node, join: JoinRequest) -> Result<JoinAnswer, Error> {
+    if join.protocol != Some(PROTOCOL) {
+        let text = format!("this root speaks protocol {PROTOCOL}, and the node {}", join.protocol.unwrap_or(1));
+        return Err(Kind::BadRequest.error(text));
+    }
     let last_id = tree::size(node.config.tree_depth);
     if !(1..=last_id).contains(&join.id) {
         let name = tree::name(join.id);
@@ -115,9 +135,9 @@ pub fn admit(node: &Node, join: JoinRequest) -> Result<JoinAnswer, Error> {
     let known = table()?.process(join.id).cloned();
     let is_repeat = known.as_ref().is_some_and(|known| known.run == join.run && known.url == join.url);
     if !is_repeat {
-        if join.position.is_some() {
-            // Rule 8: it had its place from a former run of this root, and may hold what that granted.
-            node.expect_former_holders(true);
+        if join.position.is_some() && table()?.meet(join.id, join.run) {
+            // Rule 10: it had its place from another root, and may hold what that granted, at most an hour's lease.
+            node.wait_for_leases(Duration::from_millis(join.holds_ms).min(LONGEST_LEASE));
         }
         if let Some(former) = &known {
             expect_gone(node, &join, former)?;
@@ -136,8 +156,8 @@ pub fn admit(node: &Node, join: JoinRequest) -> Result<JoinAnswer, Error> {
     if !is_repeat {
         log::info!("{} has position {position}, below {}", tree::name(join.id), place.ancestors[0].name);
     }
-    let lease_ms = u64::try_from(node.config.lease.as_millis()).expect("a lease is at most an hour");
-    Ok(JoinAnswer { place, lease_ms })
+    let (root_ms, lease_ms) = (whole_ms(node.started.elapsed()), whole_ms(node.config.lease));
+    Ok(JoinAnswer { run: node.myself.run, root_ms, place, lease_ms })
 }
 
 /// A node that can ask but not be told would make every write of what it reads wait.
@@ -165,40 +185,57 @@ fn expect_gone(node: &Node, join: &JoinRequest, former: &Process) -> Result<(), 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::tests::{quiet_until, young_root};
-    use crate::tree::FormerTree;
+    use crate::node::tests::young_root;
+
+    fn join(id: u32, run: u64, url: &str, position: Option<u32>, holds_ms: u64) -> JoinRequest {
+        JoinRequest { protocol: Some(PROTOCOL), id, run, url: url.to_owned(), position, holds_ms }
+    }
 
     #[test]
-    fn rule_8_a_stated_position_that_the_root_does_not_know_makes_it_wait() {
-        for known in [false, true] {
-            let root = young_root();
-            root.take_table(FormerTree::None);
-            let waits_for_joins = quiet_until(&root);
-            let url = "http://127.0.0.1:9";
-            let join = |run, position| JoinRequest { id: 2, run, url: url.to_owned(), position };
-            if known {
-                // Another process has the id by now, and so the position is not honoured.
-                let process = Process { run: 1, url: url.to_owned(), heard: Instant::now() };
-                root.table().unwrap().admit(Member { id: 2, process: Some(process) }, None);
-            }
-            // Nobody answers there, so neither has its place.
-            admit(&root, join(2, None)).expect_err("it cannot be reached");
-            assert_eq!(quiet_until(&root), waits_for_joins);
-            admit(&root, join(3, Some(1))).expect_err("it cannot be reached");
-            assert_eq!(quiet_until(&root), Some(root.started + Duration::from_secs(66)));
+    fn rule_10_a_run_of_another_root_makes_this_one_wait_once_for_what_it_holds() {
+        let (url, minutes) = ("http://127.0.0.1:9", |minutes: u64| minutes * 60_000);
+        let root = young_root();
+        root.take_table(Vec::new());
+        // One that never had a place holds nothing of anybody's, and nobody's holds is believed to be longer than an hour.
+        for (run, position, holds_ms, young_for) in [
+            (2, None, minutes(9), 66),
+            (3, Some(1), 0, 66),
+            (4, Some(1), minutes(2), 132),
+            (4, Some(1), minutes(9), 132),
+            (5, Some(2), minutes(10), 660),
+            (6, Some(2), minutes(9_999), 3960),
+        ] {
+            // Nobody answers there, so it has no place yet.
+            admit(&root, join(2, run, url, position, holds_ms)).expect_err("it cannot be reached");
+            let left = root.young_for();
+            let expected = Duration::from_secs(young_for);
+            assert!(left <= expected && left > expected - Duration::from_secs(1), "run {run}: {left:?}");
+        }
+    }
+
+    #[test]
+    fn another_protocol_is_refused_with_both_numbers() {
+        let root = young_root();
+        root.take_table(Vec::new());
+        for (protocol, text) in [
+            (Some(3), "this root speaks protocol 2, and the node 3"),
+            (None, "this root speaks protocol 2, and the node 1"),
+        ] {
+            let refused = admit(&root, JoinRequest { protocol, ..join(2, 1, "http://127.0.0.1:9", None, 0) });
+            assert_eq!(refused.map(|_| ()).map_err(|error| error.text), Err(text.to_owned()));
         }
     }
 
     #[test]
     fn only_the_same_process_at_the_same_place_is_not_asked_again() {
         let root = young_root();
-        root.take_table(FormerTree::None);
+        root.take_table(Vec::new());
         let process = Process { run: 1, url: "http://127.0.0.1:9".to_owned(), heard: Instant::now() };
         root.table().unwrap().admit(Member { id: 2, process: Some(process) }, None);
         for (run, url, answered) in
             [(1, "http://127.0.0.1:9", true), (2, "http://127.0.0.1:9", false), (1, "http://127.0.0.1:8", false)]
         {
-            let admitted = admit(&root, JoinRequest { id: 2, run, url: url.to_owned(), position: None });
+            let admitted = admit(&root, join(2, run, url, None, 0));
             // Nobody answers at either.
             let expected = if answered { Ok(1) } else { Err(format!("cannot reach you at {url}")) };
             assert_eq!(admitted.map(|answer| answer.place.position).map_err(|error| error.text), expected);

@@ -10,7 +10,7 @@ mod walk;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -20,12 +20,13 @@ use crate::config::Config;
 use crate::http::client::Client;
 use crate::metrics::Metrics;
 use crate::protocol::error::{Error, Kind};
-use crate::tree::{self, ALIVE, ChildTable, FormerTree, Member, NodeRef, Place, Process};
+use crate::protocol::messages::JoinAnswer;
+use crate::tree::{self, ALIVE, ChildTable, Member, NodeRef, Place, Process};
 
 pub use walk::READ_LIMIT;
 
-/// Within this time nodes that outlived a former root join again: they repeat their joins every second.
-pub const JOINS_TAKE: Duration = Duration::from_secs(3);
+/// Whoever waits for a join asks for another after this time.
+const JOIN_AGAIN: Duration = Duration::from_millis(200);
 
 /// Between two sweeps.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
@@ -34,10 +35,10 @@ pub struct Node {
     pub config: Config,
     /// Where it listens.
     pub address: SocketAddr,
-    /// Its name, and the URL at which others reach it.
+    /// Its name, the URL at which others reach it, and the random number of this process.
     pub myself: NodeRef,
-    /// The random number of this process.
-    pub run: u64,
+    /// That number as every answer names it.
+    pub run_text: &'static str,
     pub started: Instant,
     pub client: Client,
     pub metrics: Metrics,
@@ -55,18 +56,34 @@ enum Role {
         table: OnceLock<Mutex<ChildTable>>,
     },
     Other {
-        /// Guards what the root said of this node's place, once it has.
-        joined: Mutex<Option<Joined>>,
+        /// Guards what has come of the joins.
+        joins: Mutex<Joins>,
+        /// Told of each change of that.
+        joined: Condvar,
+        /// The thread that repeats the join; woken, it does so at once.
+        joiner: OnceLock<Thread>,
         /// Guards which ancestors gave no answer lately, by URL, and until when they are not asked.
         passed_over: Mutex<HashMap<String, Instant>>,
     },
 }
 
-/// What the root said of this node's place.
+/// What has come of the joins.
+#[derive(Default)]
+struct Joins {
+    last: Option<Joined>,
+    /// When the last one was sent that failed, and why.
+    failed: Option<(Instant, String)>,
+}
+
+/// What the root said in its answer to a join. All of it is replaced at once: its clock is its run's.
 #[derive(Clone)]
 struct Joined {
     place: Arc<Place>,
-    /// When the root said so.
+    root_run: u64,
+    root_ms: u64,
+    /// When the join was sent.
+    asked: Instant,
+    /// When the answer came.
     heard: Instant,
     /// A copy's life.
     lease: Duration,
@@ -93,16 +110,17 @@ impl Node {
         let role = if is_root {
             Role::Root { table: OnceLock::new() }
         } else {
-            Role::Other { joined: Mutex::default(), passed_over: Mutex::default() }
+            let (joins, passed_over) = (Mutex::default(), Mutex::default());
+            Role::Other { joins, joined: Condvar::new(), joiner: OnceLock::new(), passed_over }
         };
         Self {
             address,
-            myself: NodeRef { name: config.node_name(), url: config.url_at(address.port()) },
-            run,
+            myself: NodeRef { name: config.node_name(), url: config.url_at(address.port()), run },
+            run_text: run.to_string().leak(),
             started,
             client: Client::new(config.token.as_deref()),
             metrics: Metrics::default(),
-            store: Mutex::new(Store::new(Setup { is_root, run, max_bytes, lease, started })),
+            store: Mutex::new(Store::new(Setup { is_root, run, max_bytes, lease })),
             role,
             registered: Mutex::default(),
             config,
@@ -111,29 +129,31 @@ impl Node {
 
     // -- the place -----------------------------------------------------------------------------
 
-    /// Gives the root its table: with the places that its former self gave, as far as it knows them.
-    pub fn take_table(&self, former: FormerTree) {
+    /// Gives the root its table: with the places that its former self gave, position and id, as far as it knows them.
+    /// What that granted it does not know, and waits for (rule 10).
+    pub fn take_table(&self, places: Vec<(u32, u32)>) {
         let Role::Root { table } = &self.role else { return };
-        let process = Process { run: self.run, url: self.myself.url.clone(), heard: self.started };
-        let depth = self.config.tree_depth;
-        let mut new_table = ChildTable::new(depth, Member { id: self.config.node_id, process: Some(process) });
-        if depth > 1 {
-            self.expect_former_holders(false);
-            if former != FormerTree::None {
-                self.expect_former_holders(true);
-            }
+        let process = Process { run: self.myself.run, url: self.myself.url.clone(), heard: self.started };
+        let root = Member { id: self.config.node_id, process: Some(process) };
+        let mut new_table = ChildTable::new(self.config.tree_depth, root);
+        for (position, id) in places {
+            new_table.admit(Member { id, process: None }, Some(position));
         }
-        if let FormerTree::Places(places) = former {
-            for (position, id) in places {
-                new_table.admit(Member { id, process: None }, Some(position));
-            }
-        }
+        self.wait_for_leases(self.config.lease);
         table.get_or_init(|| Mutex::new(new_table));
     }
 
-    /// Lets no write finish while copies may be held that a former run of this root granted (rule 8).
-    fn expect_former_holders(&self, known: bool) {
-        self.store().expect_former_holders(known, JOINS_TAKE, Instant::now());
+    fn wait_for_leases(&self, lease: Duration) {
+        self.store().wait_for_leases(lease, Instant::now());
+        log::info!(
+            "no write finishes for {:.1?}: nodes may hold copies that another root has granted",
+            self.young_for()
+        );
+    }
+
+    /// For how long this root can finish no write.
+    pub fn young_for(&self) -> Duration {
+        self.store().young_for(Instant::now())
     }
 
     /// The root's child table, once it has it; nobody else has one.
@@ -148,24 +168,28 @@ impl Node {
     pub fn place(&self) -> Option<Arc<Place>> {
         match &self.role {
             Role::Root { .. } => self.table().map(|table| Arc::new(table.place(0))),
-            Role::Other { joined, .. } => lock(joined).as_ref().map(|joined| Arc::clone(&joined.place)),
+            Role::Other { joins, .. } => lock(joins).last.as_ref().map(|joined| Arc::clone(&joined.place)),
         }
     }
 
     pub fn is_joined(&self) -> bool {
         match &self.role {
             Role::Root { table } => table.get().is_some(),
-            Role::Other { joined, .. } => lock(joined).is_some(),
+            Role::Other { joins, .. } => lock(joins).last.is_some(),
+        }
+    }
+
+    /// Since when the root has not been heard; the root hears itself.
+    pub fn root_silence(&self) -> Option<Duration> {
+        match &self.role {
+            Role::Root { table } => table.get().map(|_| Duration::ZERO),
+            Role::Other { joins, .. } => lock(joins).last.as_ref().map(|joined| joined.heard.elapsed()),
         }
     }
 
     /// Refuses clients that could go to another node: this one has no place yet, or has lost its root.
     pub fn expect_ready(&self) -> Result<(), Error> {
-        let silence = match &self.role {
-            Role::Root { table } => table.get().map(|_| Duration::ZERO),
-            Role::Other { joined, .. } => lock(joined).as_ref().map(|joined| joined.heard.elapsed()),
-        };
-        let silence = silence.ok_or_else(not_joined)?;
+        let silence = self.root_silence().ok_or_else(not_joined)?;
         if silence > ALIVE {
             return Err(Kind::ServiceUnavailable.error(format!("the root was last heard {silence:.1?} ago")));
         }
@@ -176,15 +200,51 @@ impl Node {
     fn level(&self) -> u32 {
         match &self.role {
             Role::Root { .. } => 1,
-            Role::Other { joined, .. } => lock(joined).as_ref().map_or(0, |joined| tree::level(joined.place.position)),
+            Role::Other { joins, .. } => {
+                lock(joins).last.as_ref().map_or(0, |joined| tree::level(joined.place.position))
+            }
         }
     }
 
-    /// Takes the place that the root gave, and its lease.
-    fn take_place(&self, place: Place, lease: Duration) {
-        if let Role::Other { joined, .. } = &self.role {
-            self.store().set_lease(lease);
-            *lock(joined) = Some(Joined { place: place.into(), heard: Instant::now(), lease });
+    /// Takes the place that the root gave in answer to a join that was sent then, and its lease.
+    fn take_place(&self, answer: JoinAnswer, asked: Instant) {
+        let JoinAnswer { run: root_run, root_ms, mut place, lease_ms } = answer;
+        // Where it was reached, whatever it calls itself.
+        if let Some(root) = place.ancestors.last_mut() {
+            root.url.clone_from(&self.config.root_url);
+        }
+        let (place, heard, lease) = (place.into(), Instant::now(), Duration::from_millis(lease_ms));
+        self.store().set_lease(lease);
+        let last = Joined { place, root_run, root_ms, asked, heard, lease };
+        self.note_join(|joins| joins.last = Some(last));
+    }
+
+    fn note_join(&self, note: impl FnOnce(&mut Joins)) {
+        if let Role::Other { joins, joined, .. } = &self.role {
+            note(&mut lock(joins));
+            joined.notify_all();
+        }
+    }
+
+    /// What the root says to a join that was sent after that time, or why it says nothing. Of many that wait, none joins
+    /// by itself: they wake the one thread that does.
+    fn joined_after(&self, time: Instant, deadline: Instant) -> Result<Joined, String> {
+        let Role::Other { joins, joined, joiner, .. } = &self.role else { unreachable!("the root joins nobody") };
+        let mut guard = lock(joins);
+        loop {
+            if let Some(found) = guard.last.as_ref().filter(|last| last.asked >= time) {
+                return Ok(found.clone());
+            }
+            if let Some((_, cause)) = guard.failed.as_ref().filter(|(asked, _)| *asked >= time) {
+                return Err(cause.clone());
+            }
+            joiner.get().expect("a node with a place repeats its join").unpark();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err("no answer to a join".to_owned());
+            }
+            let woken = joined.wait_timeout(guard, left.min(JOIN_AGAIN));
+            guard = woken.expect("nothing panics under this lock").0;
         }
     }
 

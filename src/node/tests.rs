@@ -1,7 +1,6 @@
 //! Roots that are young.
 
 use super::*;
-use crate::cache::store::{Condition, Turn};
 
 /// A root that has not joined yet, of a tree of depth 2 with a lease of a minute.
 pub fn young_root() -> Arc<Node> {
@@ -14,24 +13,11 @@ pub fn young_root() -> Arc<Node> {
     Arc::new(Node::new(config, "127.0.0.1:9".parse().expect("an address")))
 }
 
-/// When the root will finish a write.
-pub fn quiet_until(root: &Node) -> Option<Instant> {
-    let mut store = root.store();
-    let ticket = store.queue_write("key", Condition::None, thread::current());
-    let turn = store.take_turn("key", ticket, Instant::now());
-    store.finish_write("key", ticket, None, Instant::now()).0.expect("nothing is put");
-    if let Turn::NotBefore(then) = turn { Some(then) } else { None }
-}
-
 #[test]
-fn rule_8_a_young_root_waits_from_when_nodes_can_join() {
+fn rule_10_a_root_waits_from_when_it_takes_its_table() {
     let root = young_root();
-    let before = Instant::now();
-    root.take_table(FormerTree::None);
-    assert!(quiet_until(&root).expect("it waits") >= before + JOINS_TAKE);
-    for former in [FormerTree::Unknown, FormerTree::Places(vec![(1, 2)])] {
-        let root = young_root();
-        root.take_table(former);
-        assert_eq!(quiet_until(&root), Some(root.started + Duration::from_secs(66)));
-    }
+    assert_eq!(root.young_for(), Duration::ZERO);
+    root.take_table(vec![(1, 2)]);
+    let young_for = root.young_for();
+    assert!(young_for > Duration::from_secs(65) && young_for <= Duration::from_secs(66), "{young_for:?}");
 }

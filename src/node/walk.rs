@@ -2,17 +2,18 @@
 //!
 //! Invariants: whoever waits, waits by the clock. What was begun in the store is ended there, come what may.
 
+use std::fmt::Display;
 use std::sync::{Arc, mpsc};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use super::{JOINS_TAKE, Joined, Node, Role, lock, not_joined};
+use super::{Joined, Node, Role, lock, not_joined};
 use crate::cache::leases::{Holder, Record, record_life};
 use crate::cache::store::{Condition, Leased, Reading, Refusal, Source, Step, Turn, Write};
 use crate::http::client::{CallError, Reply, Sent};
-use crate::protocol::call::Call;
+use crate::protocol::call::{Call, PassedOn};
 use crate::protocol::error::{Error, Kind};
-use crate::tree::NodeRef;
+use crate::tree::{ALIVE, NodeRef};
 
 /// What a read may take in all.
 pub const READ_LIMIT: Duration = Duration::from_secs(5);
@@ -24,8 +25,11 @@ const ANSWER_TIME: Duration = Duration::from_millis(100);
 /// reader after that one.
 const BACK_OFF: Duration = Duration::from_secs(5);
 
-/// What a forwarded write may take beyond what the root may have to wait for.
-const WRITE_SLACK: Duration = Duration::from_secs(1);
+/// The same for one that answered 503: it has lost those above it, or leaves.
+const SHORT_BACK_OFF: Duration = Duration::from_secs(1);
+
+/// What a write may take beyond what the root may have to wait for.
+const WRITE_SLACK: Duration = Duration::from_secs(2);
 
 /// The root's answers to a write that reach the client. Any other is no word on that write.
 const WRITE_ANSWERS: &[u16] = &[200, 412, 413, 422, 503, 507];
@@ -107,15 +111,26 @@ impl Node {
                 continue;
             }
             self.metrics.fetches_sent.count();
-            let NodeRef { name, url } = self.myself.clone();
-            let holder = Holder { name, url, run: self.run };
-            let call = Call::Fetch { key: key.to_owned(), holder, wait };
-            let cause = match self.client.fetch_copy(&ancestor.url, &call, limit) {
+            let cause = match self.fetch(ancestor, key, wait, limit) {
                 Ok(fetched) => return Ok((fetched, asked_at)),
                 Err(cause) => cause,
             };
-            if !is_root && !matches!(cause, CallError::Refused { .. }) {
-                self.pass_over(&ancestor.url);
+            match cause {
+                // Another root answers there, which the next join makes ours.
+                CallError::Refused { status: 409, .. } if is_root => {
+                    if let Ok(Joined { place, .. }) = self.joined_after(Instant::now(), deadline)
+                        && let Some(root) = place.ancestors.last()
+                        && let asked_at = Instant::now()
+                        && let left = deadline.saturating_duration_since(asked_at)
+                        && let Ok(fetched) = self.fetch(root, key, left, left)
+                    {
+                        return Ok((fetched, asked_at));
+                    }
+                }
+                _ if is_root => {}
+                CallError::Refused { status: 503, .. } => self.pass_over(&ancestor.url, SHORT_BACK_OFF),
+                CallError::Refused { .. } => {}
+                _ => self.pass_over(&ancestor.url, BACK_OFF),
             }
             // Most likely that one has asked all above it. If each node asked them all again, a read at depth d would
             // cost 2^(d-1) fetches while the root is dead; so only the root is asked once more.
@@ -125,6 +140,12 @@ impl Node {
         Err(no_answer(key, &causes))
     }
 
+    fn fetch(&self, from: &NodeRef, key: &str, wait: Duration, limit: Duration) -> Result<Leased, CallError> {
+        let NodeRef { name, url, run } = self.myself.clone();
+        let call = Call::Fetch { key: key.to_owned(), to: from.run, holder: Some(Holder { name, url, run }), wait };
+        self.client.fetch_copy(&from.url, from.run, &call, limit)
+    }
+
     fn is_passed_over(&self, url: &str, now: Instant) -> bool {
         let Role::Other { passed_over, .. } = &self.role else { return false };
         let mut passed_over = lock(passed_over);
@@ -132,20 +153,26 @@ impl Node {
         passed_over.contains_key(url)
     }
 
-    fn pass_over(&self, url: &str) {
+    fn pass_over(&self, url: &str, time: Duration) {
         if let Role::Other { passed_over, .. } = &self.role {
-            lock(passed_over).insert(url.to_owned(), Instant::now() + BACK_OFF);
+            lock(passed_over).insert(url.to_owned(), Instant::now() + time);
         }
     }
 
     // -- the write -----------------------------------------------------------------------------
 
-    /// Changes a key at the root: invalidates first, then puts the change in place (rule 4). If the condition does not
-    /// hold, or there is no room, the old value stands.
-    pub fn write(self: &Arc<Self>, key: &str, change: Write, condition: Condition) -> Result<(), Error> {
-        let ticket = self.store().queue_write(key, condition, thread::current());
+    /// Changes a key at the root: invalidates first, then puts the change in place (rule 4). If it is refused, the old
+    /// value stands.
+    pub fn write(
+        self: &Arc<Self>,
+        key: &str,
+        change: Write,
+        condition: Condition,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let ticket = self.store().queue_write(key, condition, deadline, thread::current());
         let begun = Begun { node: self, key, number: ticket };
-        let holders = self.wait_for_turn(key, ticket).map_err(refused)?;
+        let holders = self.wait_for_turn(key, ticket, deadline).map_err(refused)?;
         self.invalidate_holders(key, holders);
         let (result, next) = self.store().finish_write(key, ticket, Some(change), Instant::now());
         begun.ended(next);
@@ -156,7 +183,7 @@ impl Node {
 
     /// Waits for a writer's turn, and returns the holders that must be invalidated. It comes, since each writer before
     /// waits for nobody longer than a record lasts (rule 6), and wakes the next.
-    fn wait_for_turn(&self, key: &str, ticket: u64) -> Result<Vec<Record>, Refusal> {
+    fn wait_for_turn(&self, key: &str, ticket: u64, deadline: Instant) -> Result<Vec<Record>, Refusal> {
         loop {
             let now = Instant::now();
             let turn = self.store().take_turn(key, ticket, now);
@@ -164,43 +191,102 @@ impl Node {
                 Turn::Go(holders) => return Ok(holders),
                 Turn::Refused(refusal) => return Err(refusal),
                 Turn::NotBefore(then) => thread::park_timeout(then - now),
-                Turn::Wait => thread::park_timeout(LOOK_AGAIN),
+                Turn::Wait => thread::park_timeout(LOOK_AGAIN.min(deadline - now)),
             }
         }
     }
 
-    /// Passes a client's write on to the root, once. Without an answer the error says whether it can have been applied.
-    pub fn forward(&self, call: &Call, body: &[u8], conditions: &[(&str, &str)]) -> Result<Reply, Error> {
-        // A young root waits with its first write (rule 8), a lost holder is waited for (rule 6).
-        let limit = record_life(self.joined()?.lease).max(JOINS_TAKE) + WRITE_SLACK;
-        let sent = Sent { call, body, conditions, via: Some(&self.myself.name) };
-        self.send_to_root(&sent, limit, WRITE_ANSWERS).map_err(|(text, cause)| {
-            Kind::ServiceUnavailable.error(match cause {
-                CallError::NoAnswer(_) => format!("{text}; whether it was applied is unknown"),
-                _ => format!("{text}; it was not applied"),
-            })
-        })
+    /// Until when a write may be done that a client asks for now: a silent holder is waited for, and what is told in
+    /// the root's clock is divided by 1.1 (rule 11).
+    pub fn write_deadline(&self, lease: Duration) -> Instant {
+        Instant::now() + record_life(record_life(lease)) + WRITE_SLACK
+    }
+
+    /// Until when a write may be done that was passed on, by this root's clock.
+    pub fn deadline_of(&self, passed_on: PassedOn) -> Instant {
+        let until = Duration::from_millis(passed_on.until_ms);
+        // Whoever says more than that waits for ever.
+        self.started.checked_add(until).unwrap_or_else(|| self.write_deadline(self.config.lease))
+    }
+
+    /// Passes a client's write on to the root, and once more if that was another run. Without an answer the error says
+    /// whether it may have been applied.
+    pub fn forward(
+        &self,
+        call: impl Fn(PassedOn) -> Call,
+        body: &[u8],
+        conditions: &[(&str, &str)],
+    ) -> Result<Reply, Error> {
+        let not_applied = |text: String| Kind::ServiceUnavailable.error(format!("{text}; it was not applied"));
+        let mut joined = self.joined()?;
+        let deadline = self.write_deadline(joined.lease);
+        let join_again = |to: u64| {
+            let lost = |cause| {
+                let (method, path) = call(PassedOn { to, until_ms: 0 }).write();
+                not_applied(self.not_passed_on(method, &path, &cause))
+            };
+            self.joined_after(Instant::now(), deadline).map_err(lost)
+        };
+        if joined.asked.elapsed() > ALIVE {
+            joined = join_again(joined.root_run)?;
+        }
+        let mut is_again = false;
+        loop {
+            let limit = deadline.saturating_duration_since(Instant::now());
+            // Rule 11: its clock may be a tenth faster than ours.
+            let until = Duration::from_millis(joined.root_ms) + (joined.heard.elapsed() + limit) * 10 / 11;
+            let until_ms = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
+            let call = call(PassedOn { to: joined.root_run, until_ms });
+            let sent = Sent { call: &call, body, conditions, via: Some(&self.myself.name) };
+            let (text, cause) = match self.send_to_root(&sent, limit, Some(joined.root_run), WRITE_ANSWERS) {
+                Ok(reply) => return Ok(reply),
+                Err(error) => error,
+            };
+            match cause {
+                CallError::Refused { status: 409, .. } if !is_again => {
+                    joined = join_again(joined.root_run)?;
+                    is_again = true;
+                }
+                // Who stands in between may have passed it on.
+                CallError::NoAnswer(_) | CallError::Refused { status: 500.., .. } => {
+                    let text = format!("{text}; whether it was applied is unknown");
+                    return Err(Kind::ServiceUnavailable.error(text));
+                }
+                _ => return Err(not_applied(text)),
+            }
+        }
     }
 
     /// Asks the root for the tree, for a client.
     pub fn ask_for_tree(&self) -> Result<Reply, Error> {
         let sent = Sent { via: Some(&self.myself.name), ..Sent::plain(&Call::Nodes) };
-        let answer = self.send_to_root(&sent, NODES_LIMIT, &[200, 503]);
+        let answer = self.send_to_root(&sent, NODES_LIMIT, None, &[200, 503]);
         answer.map_err(|(text, _)| Kind::ServiceUnavailable.error(text))
     }
 
-    /// An error says what was sent where, and why no answer among these came of it.
-    fn send_to_root(&self, sent: &Sent, limit: Duration, answers: &[u16]) -> Result<Reply, (String, CallError)> {
+    /// An error says what was sent where, and why no answer among these came of it. Where only a certain run is to
+    /// answer, nobody else does (rule 8).
+    fn send_to_root(
+        &self,
+        sent: &Sent,
+        limit: Duration,
+        run: Option<u64>,
+        answers: &[u16],
+    ) -> Result<Reply, (String, CallError)> {
         self.metrics.forwarded.count();
         let root_url = &self.config.root_url;
-        let reply = self.client.send(root_url, sent, limit).and_then(|reply| match reply.status {
-            status if answers.contains(&status) => Ok(reply),
-            _ => Err(reply.refused()),
-        });
+        let is_answer = |reply: &Reply| answers.contains(&reply.status) && (run.is_none() || reply.run == run);
+        let reply = self.client.send(root_url, sent, limit);
+        let reply = reply.and_then(|reply| if is_answer(&reply) { Ok(reply) } else { Err(reply.refused()) });
         reply.map_err(|cause| {
             let (method, path) = sent.call.write();
-            (format!("could not pass {method} {path} on to the root at {root_url}: {cause}"), cause)
+            (self.not_passed_on(method, &path, &cause), cause)
         })
+    }
+
+    fn not_passed_on(&self, method: &str, target: &str, cause: &impl Display) -> String {
+        let path = target.split('?').next().unwrap_or_default();
+        format!("could not pass {method} {path} on to the root at {}: {cause}", self.config.root_url)
     }
 
     // -- the walk down -------------------------------------------------------------------------
@@ -267,7 +353,7 @@ impl Node {
             match self.client.invalidate_copy(&record.holder, key, self.level(), left) {
                 Ok(()) => return true,
                 // Another process answers there, or none of ours: rule 8.
-                Err(CallError::Refused { .. }) => return false,
+                Err(CallError::Refused { status: ..=499, .. }) => return false,
                 Err(_) => thread::sleep(left.min(RETELL_PAUSE)),
             }
         }
@@ -275,7 +361,7 @@ impl Node {
 
     fn joined(&self) -> Result<Joined, Error> {
         let joined = match &self.role {
-            Role::Other { joined, .. } => lock(joined).clone(),
+            Role::Other { joins, .. } => lock(joins).last.clone(),
             Role::Root { .. } => None,
         };
         joined.ok_or_else(not_joined)
@@ -286,6 +372,7 @@ fn refused(refusal: Refusal) -> Error {
     match refusal {
         Refusal::Condition(text) => Kind::PreconditionFailed.error(text),
         Refusal::Full(text) => Kind::InsufficientStorage.error(text),
+        Refusal::Late(text) => Kind::ServiceUnavailable.error(text),
     }
 }
 

@@ -52,29 +52,44 @@ pub enum Call {
     /// Some of what this node holds, at most so many keys.
     List(usize),
     Get(String),
-    Put(String),
-    Delete(String),
+    /// A write, and what a node says that passes it on.
+    Put(String, Option<PassedOn>),
+    Delete(String, Option<PassedOn>),
     /// Give a node its place.
     Join,
-    /// Read a key for another node, which waits for so long and will hold a copy.
+    /// Read a key for another node, which waits for so long and, if it says who it is, will hold a copy. It is meant for
+    /// the run `to`.
     Fetch {
         key: String,
-        holder: Holder,
+        to: u64,
+        holder: Option<Holder>,
         wait: Duration,
     },
-    /// Drop the copies of a key, here and below. It is meant for one run, and comes from a node above: `level` is
+    /// Drop the copies of a key, here and below. It is meant for the run `to`, and comes from a node above: `level` is
     /// the sender's.
     Invalidate {
         key: String,
-        run: u64,
+        to: u64,
         level: u32,
     },
+}
+
+/// What a node adds to a write that it passes on: the run of the root that it is meant for, and until when, by that
+/// root's clock, it may be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PassedOn {
+    pub to: u64,
+    pub until_ms: u64,
 }
 
 impl Call {
     /// Method and target. No node sends another the calls that only clients make; a test does.
     pub fn write(&self) -> (&'static str, String) {
         let store = |key| format!("/store/{}", key::encode(key));
+        let write = |key, passed_on: &Option<PassedOn>| match passed_on {
+            None => store(key),
+            Some(PassedOn { to, until_ms }) => format!("{}?to={to}&until_ms={until_ms}", store(key)),
+        };
         match self {
             Self::Describe => ("GET", "/".to_owned()),
             Self::Health => ("GET", "/health".to_owned()),
@@ -84,15 +99,17 @@ impl Call {
             Self::Options(_) => ("OPTIONS", "*".to_owned()),
             Self::List(limit) => ("GET", format!("/store?limit={limit}")),
             Self::Get(key) => ("GET", store(key)),
-            Self::Put(key) => ("PUT", store(key)),
-            Self::Delete(key) => ("DELETE", store(key)),
+            Self::Put(key, passed_on) => ("PUT", write(key, passed_on)),
+            Self::Delete(key, passed_on) => ("DELETE", write(key, passed_on)),
             Self::Join => ("POST", "/nodes".to_owned()),
-            Self::Fetch { key, holder: Holder { name, url, run }, wait } => {
-                let (key, url, wait_ms) = (key::encode(key), key::encode(url), wait.as_millis());
-                ("GET", format!("/copies/{key}?holder={name}&url={url}&run={run}&wait_ms={wait_ms}"))
+            Self::Fetch { key, to, holder, wait } => {
+                let holder = holder.as_ref().map_or_else(String::new, |Holder { name, url, run }| {
+                    format!("&holder={name}&url={}&run={run}", key::encode(url))
+                });
+                ("GET", format!("/copies/{}?to={to}&wait_ms={}{holder}", key::encode(key), wait.as_millis()))
             }
-            Self::Invalidate { key, run, level } => {
-                ("DELETE", format!("/copies/{}?run={run}&level={level}", key::encode(key)))
+            Self::Invalidate { key, to, level } => {
+                ("DELETE", format!("/copies/{}?to={to}&level={level}", key::encode(key)))
             }
         }
     }
@@ -100,7 +117,7 @@ impl Call {
     /// Whether a node that sends this shows the token: where only nodes may ask, and in a write that is passed on.
     /// Whoever is asked who he is, or for the tree, has not shown it himself yet.
     pub fn shows_token(&self) -> bool {
-        matches!(self, Self::Join | Self::Fetch { .. } | Self::Invalidate { .. } | Self::Put(_) | Self::Delete(_))
+        matches!(self, Self::Join | Self::Fetch { .. } | Self::Invalidate { .. } | Self::Put(..) | Self::Delete(..))
     }
 }
 
@@ -120,7 +137,7 @@ impl Request {
             // Also when it is wrong: a stranger need not know in which way.
             ["copies", segment] => (Who::Nodes, read_copies(method, segment, query)),
             ["copies", _, _, ..] => (Who::Nodes, Err(no_path(path))),
-            ["store", segment] => (Who::Anybody, read_store(method, segment)),
+            ["store", segment] => (Who::Anybody, read_store(method, segment, query)),
             ["store"] if reads => (Who::Anybody, read_limit(query).map(Call::List)),
             [""] if reads => (Who::Anybody, Ok(Call::Describe)),
             ["health"] if reads => (Who::Anybody, Ok(Call::Health)),
@@ -160,12 +177,15 @@ fn split_target(target: &str) -> Option<(&str, &str)> {
     Some((path, query))
 }
 
-fn read_store(method: &str, segment: &str) -> Result<Call, Error> {
+fn read_store(method: &str, segment: &str, query: &str) -> Result<Call, Error> {
     let key = key::decode(segment);
+    // To a client neither means anything.
+    let number = |name| read_parameter(query, name).and_then(read_digits);
+    let passed_on = || Some(PassedOn { to: number("to")?, until_ms: number("until_ms")? });
     match method {
         "GET" | "HEAD" => Ok(Call::Get(key?)),
-        "PUT" => Ok(Call::Put(key?)),
-        "DELETE" => Ok(Call::Delete(key?)),
+        "PUT" => Ok(Call::Put(key?, passed_on())),
+        "DELETE" => Ok(Call::Delete(key?, passed_on())),
         _ => read_other(method, "GET, HEAD, PUT, DELETE, OPTIONS"),
     }
 }
@@ -175,12 +195,18 @@ fn read_copies(method: &str, segment: &str, query: &str) -> Result<Call, Error> 
     match method {
         "GET" => Ok(Call::Fetch {
             key: key?,
-            holder: Holder { name: read_name(query)?, url: read_url(query)?, run: read_number(query, "run")? },
+            to: read_number(query, "to")?,
+            holder: match read_parameter(query, "holder") {
+                None => None,
+                Some(_) => {
+                    Some(Holder { name: read_name(query)?, url: read_url(query)?, run: read_number(query, "run")? })
+                }
+            },
             wait: Duration::from_millis(read_number(query, "wait_ms")?),
         }),
         "DELETE" => Ok(Call::Invalidate {
             key: key?,
-            run: read_number(query, "run")?,
+            to: read_number(query, "to")?,
             level: read_number(query, "level")?.try_into().unwrap_or(u32::MAX),
         }),
         _ => read_other(method, "GET, DELETE, OPTIONS"),

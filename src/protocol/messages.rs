@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::cache::store::Leased;
@@ -26,6 +26,9 @@ pub fn from_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, String> {
     serde_json::from_slice(body).map_err(|error| format!("the body is not what is asked for: {error}"))
 }
 
+/// In every answer: the run of the process that gave it (rule 8).
+pub const RUN_HEADER: &str = "Tree-Cache-Run";
+
 /// Any answer but a 200.
 #[derive(Serialize, Deserialize)]
 pub struct ErrorAnswer<'a> {
@@ -33,42 +36,62 @@ pub struct ErrorAnswer<'a> {
     pub detail: Cow<'a, str>,
 }
 
+/// What nodes say to each other has this number; it grows with each change that an older node would not understand.
+pub const PROTOCOL: u32 = 2;
+
 /// `POST /nodes`: what a node says to the root.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct JoinRequest {
+    /// None: the first, which did not say so.
+    pub protocol: Option<u32>,
     pub id: u32,
     pub run: u64,
     pub url: String,
     /// The position that it holds, if it has one.
     pub position: Option<u32>,
+    /// The longest life left of the copies and records that it holds (rule 10).
+    #[serde(default)]
+    pub holds_ms: u64,
 }
 
 /// `POST /nodes`: what the root answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct JoinAnswer {
+    /// The root's.
+    pub run: u64,
+    /// The root's clock: milliseconds since it started.
+    pub root_ms: u64,
     #[serde(flatten)]
     pub place: Place,
     /// The life of a copy.
     pub lease_ms: u64,
 }
 
-/// `GET /copies/{key}`: the answer where the key has a value.
+/// `GET /copies/{key}`: the answer, without a value if the root says that the key is absent.
 #[derive(Deserialize)]
 struct CopyAnswer<'a> {
+    run: u64,
     lease_ms: u64,
-    #[serde(borrow)]
-    value: &'a RawValue,
+    #[serde(borrow, default, deserialize_with = "read_present")]
+    value: Option<&'a RawValue>,
 }
 
-/// Writes a [`CopyAnswer`] up to its last field, which is the value.
-pub fn start_copy(lease: Duration) -> String {
-    format!(r#"{{"lease_ms":{},"#, lease.as_millis())
+/// `null` is a value, and not an absent one.
+fn read_present<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
+    Deserialize::deserialize(deserializer).map(Some)
 }
 
-pub fn read_copy(body: Vec<u8>) -> Result<Leased, String> {
-    let CopyAnswer { lease_ms, value } = from_json(&body)?;
-    let place = value::find(value, &body);
-    Ok(Leased { value: Some(Value::cut_out(body, place)), lease: Duration::from_millis(lease_ms) })
+/// Writes a [`CopyAnswer`] up to its value.
+pub fn start_copy(run: u64, lease: Duration) -> String {
+    format!(r#"{{"run":{run},"lease_ms":{}"#, lease.as_millis())
+}
+
+/// Reads a [`CopyAnswer`]: the run that gave it, and what it says.
+pub fn read_copy(body: Vec<u8>) -> Result<(u64, Leased), String> {
+    let CopyAnswer { run, lease_ms, value } = from_json(&body)?;
+    let place = value.map(|value| value::find(value, &body));
+    let value = place.map(|place| Value::cut_out(body, place));
+    Ok((run, Leased { value, lease: Duration::from_millis(lease_ms) }))
 }
 
 /// `DELETE /copies/{key}`: nothing is held any more by the process of this run, nor below it.
@@ -89,15 +112,31 @@ pub struct Description<'a> {
     pub depth: Option<u32>,
     pub url: &'a str,
     pub path: Option<&'a Vec<String>>,
-    pub parent: Option<&'a NodeRef>,
-    pub ancestors: &'a [NodeRef],
-    pub children: &'a [NodeRef],
+    pub parent: Option<Named<'a>>,
+    pub ancestors: Vec<Named<'a>>,
+    pub children: Vec<Named<'a>>,
     pub zookeeper: &'a str,
     pub entries: usize,
     pub copies: usize,
     pub bytes: usize,
     pub uptime_seconds: u64,
     pub version: &'a str,
+    /// For how long this root can finish no write.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub young_for_ms: Option<u64>,
+}
+
+/// Another node, as clients are told of it.
+#[derive(Serialize)]
+pub struct Named<'a> {
+    pub name: &'a str,
+    pub url: &'a str,
+}
+
+impl<'a> From<&'a NodeRef> for Named<'a> {
+    fn from(NodeRef { name, url, .. }: &'a NodeRef) -> Self {
+        Self { name, url }
+    }
 }
 
 /// What another node reads of a [`Description`].
@@ -116,10 +155,13 @@ mod tests {
         for json in ["null", "1e400", r#"{ "a" :  ["\u0000"] }"#] {
             let value = Value::from(json);
             let lease = Duration::from_millis(4998);
-            let sent = [start_copy(lease).as_bytes(), &value.last_field()].concat();
-            assert_eq!(read_copy(sent), Ok(Leased { value: Some(value), lease }), "{json}");
+            let sent = [start_copy(7, lease).as_bytes(), b",", &value.last_field()[..]].concat();
+            assert_eq!(read_copy(sent), Ok((7, Leased { value: Some(value), lease })), "{json}");
         }
-        for wrong in ["", "[1,2]", r#"{"lease_ms":-1,"value":2}"#, r#"{"lease_ms":1}"#] {
+        assert_eq!(read_copy(br#"{"run":7,"lease_ms":0}"#.to_vec()), Ok((7, Leased::once(None))));
+        for wrong in
+            ["", "[1,2]", r#"{"run":7,"lease_ms":-1,"value":2}"#, r#"{"run":7}"#, r#"{"lease_ms":1,"value":2}"#]
+        {
             assert!(read_copy(wrong.into()).is_err(), "{wrong}");
         }
     }

@@ -29,7 +29,7 @@ use self::znodes::{LIVE, Shape, TREE, full_path};
 use crate::config::Config;
 use crate::node::Node;
 use crate::protocol::messages;
-use crate::tree::{FormerTree, Member};
+use crate::tree::Member;
 
 /// Between two looks at this node's znodes.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
@@ -114,8 +114,8 @@ fn note(node: &Node, found: Result<SocketAddr, String>) {
     }
 }
 
-/// Asks ZooKeeper for the tree that a former run of this root had; waits [`RECOVERY_LIMIT`] at most.
-pub fn find_tree(config: &Config) -> FormerTree {
+/// Asks ZooKeeper for the places of the tree that a former run of this root had; waits [`RECOVERY_LIMIT`] at most.
+pub fn find_tree(config: &Config) -> Vec<(u32, u32)> {
     let deadline = Instant::now() + RECOVERY_LIMIT;
     let shape = shape(config);
     let mut servers = config.zookeeper.clone();
@@ -131,12 +131,12 @@ pub fn find_tree(config: &Config) -> FormerTree {
         }
         if Instant::now() + FIRST_PAUSE >= deadline {
             log::warn!("starting without the tree that ZooKeeper may have: {cause}");
-            return FormerTree::Unknown;
+            break;
         }
         thread::sleep(FIRST_PAUSE);
         servers.rotate_left(1);
     }
-    FormerTree::None
+    Vec::new()
 }
 
 fn shape(config: &Config) -> Shape {
@@ -208,7 +208,7 @@ fn hold_live(session: &Session, name: &str, owner: &mut Option<i64>) -> ZkResult
 /// Makes this node's znode in the tree say what it should; whether its path is known.
 fn hold_place(session: &Session, node: &Node) -> ZkResult<bool> {
     let place = node.place();
-    let wanted = place.and_then(|place| znodes::wanted(&place, node.config.node_id, &node.myself.url, node.run));
+    let wanted = place.and_then(|place| znodes::wanted(&place, node.config.node_id, &node.myself.url, node.myself.run));
     let Some((own, above)) = wanted.as_ref().and_then(|wanted| wanted.split_last()) else { return Ok(false) };
     let path = full_path(&own.path);
     if session.owner(&path)?.is_none() {
@@ -247,22 +247,21 @@ fn mirror_table(session: &Session, node: &Node, mirrored: &mut Vec<(u32, Option<
 }
 
 /// Reads the tree that a former run of this root had. One that does not fit is deleted.
-fn recover(session: &Session, shape: Shape) -> ZkResult<FormerTree> {
-    let Some(kept_shape) = session.data(TREE)? else { return Ok(FormerTree::None) };
+fn recover(session: &Session, shape: Shape) -> ZkResult<Vec<(u32, u32)>> {
+    let Some(kept_shape) = session.data(TREE)? else { return Ok(Vec::new()) };
     let found = session.read_tree()?;
     Ok(match znodes::fit(shape, messages::from_json(&kept_shape).ok(), &found) {
-        Ok(_) if found.is_empty() => FormerTree::None,
         Ok(places) => {
             for znode in found.iter().filter(|znode| znode.data.is_none()) {
                 log::warn!("ignoring {} in ZooKeeper: its data cannot be read", full_path(&znode.path));
             }
             log::info!("took {} places below the root from ZooKeeper's tree", places.len());
-            FormerTree::Places(places)
+            places
         }
         Err(cause) => {
             log::warn!("deleting ZooKeeper's tree, which does not fit: {cause}");
             session.delete_whole(TREE)?;
-            FormerTree::Unknown
+            Vec::new()
         }
     })
 }

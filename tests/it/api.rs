@@ -566,7 +566,7 @@ fn what_is_refused_is_counted_by_status_and_what_is_passed_on_once() {
     assert_eq!(leaf.get("/store/other").status, 404);
     assert_eq!(leaf.call_with("PUT", "/store/k", &[("Transfer-Encoding", "gzip")], b"").status, 400);
     assert_eq!(leaf.call("PUT", "/store/k", b"{}").status, 422);
-    for (node, counts) in [(leaf, [(404, 2), (400, 1), (422, 1)]), (root, [(404, 1), (422, 1), (400, 0)])] {
+    for (node, counts) in [(leaf, [(404, 2), (400, 1), (422, 1)]), (root, [(404, 0), (422, 1), (400, 0)])] {
         let text = node.get("/metrics").text().to_owned();
         for (status, count) in counts {
             let line = format!("tree_cache_refused_total{{status=\"{status}\"}} {count}\n");
@@ -581,11 +581,21 @@ fn a_node_fetches_for_another_and_gives_a_lease_with_the_value() {
     tree.root().put("k", "[ 1 ]");
     let query = "holder=NODE-9&url=http%3A%2F%2F127.0.0.1%3A9&run=9";
     for node in [tree.root(), tree.leaf()] {
+        let (run, none) = (node.run(), node.run() + 1);
+        let query = format!("to={run}&{query}");
         let answer = node.get(&format!("/copies/k?{query}&wait_ms=2000"));
         assert_eq!((answer.status, answer.header("content-type")), (200, JSON));
         assert!(answer.text().ends_with(r#","value":[ 1 ]}"#), "{}", answer.text());
         assert!(answer.json()["lease_ms"].as_u64().is_some_and(|lease_ms| (1..=5000).contains(&lease_ms)));
-        node.get(&format!("/copies/other?{query}&wait_ms=2000")).expect_error(404, "Key not found");
+        // That a key is absent is granted like a value.
+        let absent = node.get(&format!("/copies/other?{query}&wait_ms=2000")).json();
+        assert_eq!((&absent["run"], absent.get("value")), (&json!(run), None));
+        assert!(absent["lease_ms"].as_u64().is_some_and(|lease_ms| (1..=5000).contains(&lease_ms)));
+        // Whoever does not say who it is holds nothing.
+        let once = node.get(&format!("/copies/k?to={run}&wait_ms=2000")).json();
+        assert_eq!((&once["lease_ms"], &once["value"]), (&json!(0), &json!([1])));
+        let refused = format!("{} is run {run} now, and not {none}", node.name);
+        node.get(&format!("/copies/k?to={none}&wait_ms=2000")).expect_error(409, &refused);
         node.get(&format!("/copies/k?{query}")).expect_error(400, r#"wait_ms="" is not a whole number"#);
         node.get(&format!("/copies/k?{query}&wait_ms=x")).expect_error(400, r#"wait_ms="x" is not a whole number"#);
         // What nodes ask of each other is not what clients read.
@@ -625,18 +635,27 @@ fn what_is_no_answer_of_a_root_to_a_write_does_not_reach_the_client() {
     let impostor = Impostor::start(1);
     // It takes a stranger for its root, which has a place for it and then answers nothing that a root would.
     let node = Node::start(&[("NODE_ID", "2"), ("ROOT_URL", &impostor.url()), ("TREE_DEPTH", "2")]);
-    for (status, passes) in
-        [(200, true), (422, true), (507, true), (404, false), (421, false), (302, false), (500, false)]
-    {
-        impostor.answer_writes_with(status);
+    for (status, names_run, expected) in [
+        (200, true, None),
+        (422, true, None),
+        (507, true, None),
+        (404, true, Some("it was not applied")),
+        (421, true, Some("it was not applied")),
+        (302, true, Some("it was not applied")),
+        (409, true, Some("it was not applied")),
+        (500, true, Some("whether it was applied is unknown")),
+        // Another process answers there, or a proxy that may have passed it on.
+        (200, false, Some("it was not applied")),
+        (412, false, Some("it was not applied")),
+        (503, false, Some("whether it was applied is unknown")),
+    ] {
+        impostor.answer_writes_with(status, names_run);
         let answer = node.put("k", "1");
-        assert_eq!(answer.status, if passes { status } else { 503 }, "{status}");
-        if !passes {
-            let detail = answer.json()["detail"].as_str().expect("a text").to_owned();
-            assert!(
-                detail.contains(&format!("answered {status}")) && detail.ends_with("; it was not applied"),
-                "{detail}"
-            );
+        assert_eq!(answer.status, if expected.is_none() { status } else { 503 }, "{status} {names_run}");
+        if let Some(text) = expected {
+            let detail = answer.detail();
+            assert!(detail.contains(&format!("answered {status}")) || status == 503, "{detail}");
+            assert!(detail.ends_with(text), "{detail}");
         }
     }
 }

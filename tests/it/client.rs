@@ -64,15 +64,16 @@ impl Answer {
     }
 }
 
-/// The path of the call by which a node asks another for a copy of the key `k`.
-pub fn copy_path(id: usize, run: u64, url: &str) -> String {
+/// The path of the call by which a node asks another, of the run `to`, for a copy of the key `k`.
+pub fn copy_path(to: u64, id: usize, run: u64, url: &str) -> String {
     let url = url.replace(':', "%3A").replace('/', "%2F");
-    format!("/copies/k?holder=NODE-{id}&url={url}&run={run}&wait_ms=1000")
+    format!("/copies/k?to={to}&holder=NODE-{id}&url={url}&run={run}&wait_ms=1000")
 }
 
 /// The body of a join, as the node with that id sends it.
 pub fn join_body(id: u32, run: u64, url: &str, position: Option<u64>) -> String {
-    serde_json::json!({ "id": id, "run": run, "url": url, "position": position }).to_string()
+    serde_json::json!({ "protocol": 2, "id": id, "run": run, "url": url, "position": position, "holds_ms": 0 })
+        .to_string()
 }
 
 /// Any request to any URL, on a connection of its own.

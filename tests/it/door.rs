@@ -26,8 +26,8 @@ fn no_spelling_opens_a_call_between_nodes_to_a_stranger() {
     tree.root().write("k", "1");
     let impostor = Impostor::start(RUN);
     let join = join_body(3, RUN, &impostor.url(), None);
-    let fetch = copy_path(3, RUN, &impostor.url());
-    let invalidate = format!("/copies/k?run={}&level=1", leaf.run());
+    let fetch = |node: &Node| copy_path(node.run(), 3, RUN, &impostor.url());
+    let invalidate = format!("/copies/k?to={}&level=1", leaf.run());
 
     let strangers: [(u16, Env); 5] = [
         (401, &[]),
@@ -38,7 +38,7 @@ fn no_spelling_opens_a_call_between_nodes_to_a_stranger() {
     ];
     for node in [tree.root(), &leaf] {
         for (method, path, body) in
-            [("POST", "nodes", join.as_str()), ("GET", &fetch[1..], ""), ("DELETE", &invalidate[1..], "")]
+            [("POST", "nodes", join.as_str()), ("GET", &fetch(node)[1..], ""), ("DELETE", &invalidate[1..], "")]
         {
             for (refused, headers) in strangers {
                 for (start, status) in [
@@ -87,7 +87,7 @@ fn no_spelling_opens_a_call_between_nodes_to_a_stranger() {
     let token = [("Authorization", &*format!("Bearer {TOKEN}"))];
     assert_eq!(ask(tree.root(), "POST", "http://x/nodes", &token, &join).status, 200);
     assert_eq!(places(tree.root()), nodes(3));
-    assert_eq!(ask(tree.root(), "GET", &fetch, &token, "").status, 200);
+    assert_eq!(ask(tree.root(), "GET", &fetch(tree.root()), &token, "").status, 200);
     assert_eq!(ask(&leaf, "DELETE", &invalidate, &token, "").status, 200);
 }
 
@@ -102,12 +102,13 @@ fn calls_between_nodes_need_the_token_and_no_log_shows_it() {
     assert_eq!(told, [1, 0]);
     tree.root().get("/nodes");
 
-    let copy = copy_path(9, 9, "http://127.0.0.1:9");
+    let copy = |node: &Node| copy_path(node.run(), 9, 9, "http://127.0.0.1:9");
     let join = join_body(3, tree.leaf().run(), &tree.leaf().url, Some(2));
     let right = format!("Bearer {TOKEN}");
     for node in [tree.root(), tree.leaf()] {
+        let copy = copy(node);
         for (method, path, body) in
-            [("GET", copy.as_str(), ""), ("DELETE", "/copies/k?run=9", ""), ("POST", "/nodes", join.as_str())]
+            [("GET", copy.as_str(), ""), ("DELETE", "/copies/k?to=9", ""), ("POST", "/nodes", join.as_str())]
         {
             for wrong in [
                 None,
@@ -234,8 +235,8 @@ fn a_host_that_may_be_a_strangers_is_403_for_whatever_is_asked() {
             ("GET", "/metrics"),
             ("GET", "/health"),
             ("GET", "/openapi.json"),
-            ("GET", &copy_path(2, RUN, "http://127.0.0.1:9")),
-            ("DELETE", "/copies/k?run=1&level=1"),
+            ("GET", &copy_path(1, 2, RUN, "http://127.0.0.1:9")),
+            ("DELETE", "/copies/k?to=1&level=1"),
             ("OPTIONS", "*"),
             ("GET", "/elsewhere"),
             ("GET", "http://localhost/store/k"),

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -16,7 +16,7 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 pub struct Impostor {
     pub address: SocketAddr,
     heard: Arc<Mutex<Vec<String>>>,
-    write_status: Arc<AtomicU16>,
+    writes: Arc<Mutex<(u16, bool)>>,
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -28,31 +28,33 @@ impl Impostor {
         let listener = TcpListener::bind("127.0.0.1:0").expect("some port is free");
         let address = listener.local_addr().expect("it listens");
         let body = json!({
-            "run": run, "joined": true, "lease_ms": 3_600_000, "value": "poison",
+            "run": run, "joined": true, "root_ms": 0, "lease_ms": 3_600_000, "value": "poison",
             "position": 1, "path": ["NODE-1", "NODE-2"], "ancestors": [], "children": [],
             "depth": 2, "size": 3, "nodes": [],
         })
         .to_string();
         let rest = format!("\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         let (heard, over) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<AtomicBool>::default());
-        let write_status = Arc::new(AtomicU16::new(200));
-        let (ears, ends, says) = (Arc::clone(&heard), Arc::clone(&over), Arc::clone(&write_status));
+        let writes = Arc::new(Mutex::new((200, true)));
+        let (ears, ends, says) = (Arc::clone(&heard), Arc::clone(&over), Arc::clone(&writes));
         let thread = thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok).take_while(|_| !ends.load(Ordering::Relaxed)) {
                 let request = read_request(&stream);
-                let status = if request.starts_with("PUT ") { says.load(Ordering::Relaxed) } else { 200 };
+                let (status, names_run) =
+                    if request.starts_with("PUT ") { *says.lock().expect("nobody panics") } else { (200, true) };
+                let name = if names_run { format!("\r\nTree-Cache-Run: {run}") } else { String::new() };
                 // Before it answers: whoever has the answer may look at once.
                 ears.lock().expect("nobody panics").push(request);
                 // Who asked may have gone.
-                let _ = (&stream).write_all(format!("HTTP/1.1 {status} X{rest}").as_bytes());
+                let _ = (&stream).write_all(format!("HTTP/1.1 {status} X{name}{rest}").as_bytes());
             }
         });
-        Self { address, heard, write_status, over, thread: Some(thread) }
+        Self { address, heard, writes, over, thread: Some(thread) }
     }
 
-    /// From now on it answers a `PUT` with that status.
-    pub fn answer_writes_with(&self, status: u16) {
-        self.write_status.store(status, Ordering::Relaxed);
+    /// From now on it answers a `PUT` with that status, and says or does not say which run it is.
+    pub fn answer_writes_with(&self, status: u16, names_run: bool) {
+        *self.writes.lock().expect("nobody panics") = (status, names_run);
     }
 
     pub fn url(&self) -> String {

@@ -16,7 +16,7 @@ fn expect_within(took: Duration, least: Duration, most: Duration) {
 
 #[test]
 fn a_second_read_at_a_leaf_costs_no_message() {
-    let tree = Tree::start(3, &[("LEASE_SECONDS", "60")]);
+    let tree = Tree::start(3, &[("LEASE_SECONDS", "4")]);
     let leaf = tree.node(4);
     tree.root().write("k", "1");
     leaf.expect_value("k", "1");
@@ -33,7 +33,7 @@ fn a_second_read_at_a_leaf_costs_no_message() {
 
 #[test]
 fn a_thousand_writes_are_seen_by_every_node_that_held_a_copy() {
-    let tree = Tree::start(3, &[("LEASE_SECONDS", "60")]);
+    let tree = Tree::start(3, &[("LEASE_SECONDS", "4")]);
     for round in 0..1000 {
         let writer = &tree.nodes[round % 7];
         writer.write("k", &round.to_string());
@@ -75,7 +75,7 @@ fn a_dead_inner_node_delays_one_write_by_one_lease_and_its_children_read_on() {
 
 #[test]
 fn a_paused_parent_costs_one_reader_its_time_limit_and_the_next_one_nothing() {
-    let tree = Tree::start(3, &[("LEASE_SECONDS", "20")]);
+    let tree = Tree::start(3, &[("LEASE_SECONDS", "4")]);
     for key in ["a", "b", "c"] {
         tree.root().put(key, "1");
     }
@@ -132,7 +132,7 @@ fn a_node_that_has_lost_its_root_is_not_ready_but_lives() {
 #[test]
 fn a_thousand_reads_that_wait_for_a_paused_parent_keep_no_hit_waiting() {
     let _alone = load_alone();
-    let tree = Tree::start(3, &[("LEASE_SECONDS", "60")]);
+    let tree = Tree::start(3, &[("LEASE_SECONDS", "8")]);
     let leaf = tree.node(4);
     tree.root().put("k", "1");
     leaf.expect_value("k", "1");
@@ -237,7 +237,7 @@ fn what_has_ended_is_swept_from_every_node() {
 fn an_invalidation_for_another_run_is_refused() {
     let tree = Tree::start(2, &[]);
     let run = tree.node(2).run();
-    let path = |run: u64| format!("/copies/k?run={run}&level=1");
+    let path = |run: u64| format!("/copies/k?to={run}&level=1");
     tree.node(2).call("DELETE", &path(run), b"").expect(200, &format!(r#"{{"run":{run}}}"#));
     tree.node(2).call("DELETE", &path(run + 1), b"").expect_error(409, "NODE-2 is another process now");
     tree.root()
@@ -251,7 +251,7 @@ fn two_nodes_that_hold_copies_of_each_other_do_not_tell_each_other_for_ever() {
     tree.root().write("k", "1");
     // Each is made to believe that itself and the other hold copies of its own copy.
     for (at, holder) in [(2, 2), (2, 3), (3, 2), (3, 3)] {
-        let path = copy_path(holder, tree.node(holder).run(), &tree.node(holder).url);
+        let path = copy_path(tree.node(at).run(), holder, tree.node(holder).run(), &tree.node(holder).url);
         assert_eq!(tree.node(at).get(&path).status, 200);
     }
     tree.root().write("k", "2");

@@ -262,8 +262,8 @@ fn ask_all(browser: &Browser, base: &str) -> Value {
         ("DELETE", "/store/k"),
         ("GET", "/store"),
         ("GET", "/nodes"),
-        ("GET", &copy_path(2, 7, "http://127.0.0.1:9")),
-        ("DELETE", "/copies/k?run=1&level=1"),
+        ("GET", &copy_path(1, 2, 7, "http://127.0.0.1:9")),
+        ("DELETE", "/copies/k?to=1&level=1"),
         ("POST", "/nodes"),
     ];
     let calls = calls.map(|(method, path)| (method, format!("{base}{path}")));

@@ -3,7 +3,7 @@
 use super::*;
 
 const LEASE: Duration = Duration::from_secs(5);
-const ROOM: usize = usize::MAX;
+const ROOM: (bool, usize) = (false, usize::MAX);
 
 fn holder(number: u64) -> Holder {
     Holder { name: format!("NODE-{number}"), url: format!("http://h:{number}"), run: number }
@@ -66,8 +66,11 @@ fn records_are_counted_bounded_and_swept() {
     }
     let bytes = holders.bytes();
     assert_eq!(bytes, 10 * record_bytes("k", &holder(0)));
-    assert_eq!(holders.grant("k", &holder(10), LEASE, record_bytes("k", &holder(10)) - 1, now), Duration::ZERO);
-    assert_eq!(holders.grant("k", &holder(9), LEASE, 0, now), LEASE, "extending one takes no room");
+    assert_eq!(
+        holders.grant("k", &holder(10), LEASE, (false, record_bytes("k", &holder(10)) - 1), now),
+        Duration::ZERO
+    );
+    assert_eq!(holders.grant("k", &holder(9), LEASE, (false, 0), now), LEASE, "extending one takes no room");
     assert!(!holders.sweep(now + LEASE, 100), "nothing has ended");
     assert_eq!((holders.count(), holders.bytes()), (10, bytes));
     assert!(holders.sweep(now + 2 * LEASE, 1), "more is due");

@@ -17,8 +17,9 @@ fn holder() -> Holder {
 #[test]
 fn each_path_and_method_is_one_call_that_says_who_may_ask_it() {
     let key = || "a/b".to_owned();
-    let fetch = || Call::Fetch { key: key(), holder: holder(), wait: Duration::from_millis(900) };
-    let fetch_target = "copies/a%2Fb?holder=NODE-4&url=http%3A%2F%2Fh%3A1&run=7&wait_ms=900";
+    let passed_on = Some(PassedOn { to: 5, until_ms: 6 });
+    let fetch = || Call::Fetch { key: key(), to: 5, holder: Some(holder()), wait: Duration::from_millis(900) };
+    let fetch_target = "copies/a%2Fb?to=5&wait_ms=900&holder=NODE-4&url=http%3A%2F%2Fh%3A1&run=7";
     for (method, target, call, who) in [
         ("GET", "/", Call::Describe, Who::Anybody),
         ("GET", "/?x", Call::Describe, Who::Anybody),
@@ -36,14 +37,25 @@ fn each_path_and_method_is_one_call_that_says_who_may_ask_it() {
         ("GET", "/store?x=1&limit=7", Call::List(7), Who::Anybody),
         ("GET", "/store/a%2Fb", Call::Get(key()), Who::Anybody),
         ("HEAD", "/store/a%2fb?x=1", Call::Get(key()), Who::Anybody),
-        ("PUT", "/store/a%2Fb", Call::Put(key()), Who::Anybody),
-        ("DELETE", "/store/a%2Fb", Call::Delete(key()), Who::Anybody),
+        ("PUT", "/store/a%2Fb", Call::Put(key(), None), Who::Anybody),
+        ("PUT", "/store/a%2Fb?to=5&until_ms=6", Call::Put(key(), passed_on), Who::Anybody),
+        // Clients' own parameters.
+        ("PUT", "/store/a%2Fb?to=here&until_ms=6", Call::Put(key(), None), Who::Anybody),
+        ("DELETE", "/store/a%2Fb?until_ms=6", Call::Delete(key(), None), Who::Anybody),
+        ("DELETE", "/store/a%2Fb", Call::Delete(key(), None), Who::Anybody),
         ("GET", "/store/copies", Call::Get("copies".to_owned()), Who::Anybody),
         ("GET", "/store/copies%2Fk", Call::Get("copies/k".to_owned()), Who::Anybody),
         ("POST", "/nodes", Call::Join, Who::Nodes),
         ("POST", "/nodes?x", Call::Join, Who::Nodes),
         ("GET", &format!("/{fetch_target}"), fetch(), Who::Nodes),
-        ("DELETE", "/copies/a%2Fb?run=7&level=2", Call::Invalidate { key: key(), run: 7, level: 2 }, Who::Nodes),
+        ("DELETE", "/copies/a%2Fb?to=7&level=2", Call::Invalidate { key: key(), to: 7, level: 2 }, Who::Nodes),
+        // To one who leaves nothing is granted.
+        (
+            "GET",
+            "/copies/a%2Fb?to=5&wait_ms=900",
+            Call::Fetch { key: key(), to: 5, holder: None, wait: Duration::from_millis(900) },
+            Who::Nodes,
+        ),
         // The same with a host in front, as a proxy is asked.
         ("GET", "http://elsewhere:1", Call::Describe, Who::Anybody),
         ("GET", "http://elsewhere:1?/nodes", Call::Describe, Who::Anybody),
@@ -68,11 +80,13 @@ fn what_is_written_is_read() {
         Call::Options(ALL_METHODS),
         Call::List(7),
         Call::Get(key()),
-        Call::Put(key()),
-        Call::Delete(key()),
+        Call::Put(key(), None),
+        Call::Put(key(), Some(PassedOn { to: 5, until_ms: 6 })),
+        Call::Delete(key(), None),
+        Call::Delete(key(), Some(PassedOn { to: 5, until_ms: 6 })),
         Call::Join,
-        Call::Fetch { key: key(), holder: holder(), wait: Duration::from_millis(900) },
-        Call::Invalidate { key: key(), run: 7, level: 2 },
+        Call::Fetch { key: key(), to: 5, holder: Some(holder()), wait: Duration::from_millis(900) },
+        Call::Invalidate { key: key(), to: 7, level: 2 },
     ] {
         let (method, target) = call.write();
         let Request { who, call: read } = Request::read(method, &target);
@@ -107,13 +121,18 @@ fn what_is_no_call_is_refused_with_its_operand() {
         ("POST", "/", "the method \"POST\" is not one of GET, HEAD, OPTIONS", Who::Anybody),
         ("PUT", "/copies/k", "the method \"PUT\" is not one of GET, DELETE, OPTIONS", Who::Nodes),
         ("HEAD", "/copies/k", "the method \"HEAD\" is not one of GET, DELETE, OPTIONS", Who::Nodes),
-        ("GET", "/copies/k?holder=me", "holder=\"me\" is not the name of a node", Who::Nodes),
-        ("GET", "/copies/k?holder=NODE-4&url=h", "url=\"h\" is not a URL of the form http://host:port", Who::Nodes),
-        ("DELETE", "/copies/k?run=-1", "run=\"-1\" is not a whole number", Who::Nodes),
-        ("DELETE", "/copies/k?run=+11", "run=\"+11\" is not a whole number", Who::Nodes),
-        ("DELETE", "/copies/k?run=", "run=\"\" is not a whole number", Who::Nodes),
+        ("GET", "/copies/k?to=5&holder=me", "holder=\"me\" is not the name of a node", Who::Nodes),
+        (
+            "GET",
+            "/copies/k?to=5&holder=NODE-4&url=h",
+            "url=\"h\" is not a URL of the form http://host:port",
+            Who::Nodes,
+        ),
+        ("DELETE", "/copies/k?to=-1", "to=\"-1\" is not a whole number", Who::Nodes),
+        ("DELETE", "/copies/k?to=+11", "to=\"+11\" is not a whole number", Who::Nodes),
+        ("DELETE", "/copies/k?to=", "to=\"\" is not a whole number", Who::Nodes),
         ("GET", "/store?limit=+7", "limit=\"+7\" is not a whole number from 1 to 1000", Who::Anybody),
-        ("GET", "/copies/k?holder=NODE-+4", "holder=\"NODE-+4\" is not the name of a node", Who::Nodes),
+        ("GET", "/copies/k?to=5&holder=NODE-+4", "holder=\"NODE-+4\" is not the name of a node", Who::Nodes),
     ] {
         assert_eq!(read(method, target), (Err(detail.to_owned()), who), "{method} {target}");
     }
@@ -157,7 +176,7 @@ fn a_target_that_is_neither_a_path_nor_an_http_url_is_nothing() {
 
 #[test]
 fn whoever_is_no_node_learns_nothing_of_a_call_between_nodes() {
-    for (method, target) in [("POST", "/nodes"), ("GET", "/copies/k?holder=me"), ("PUT", "http://h/copies/%zz")] {
+    for (method, target) in [("POST", "/nodes"), ("GET", "/copies/k?to=5&holder=me"), ("PUT", "http://h/copies/%zz")] {
         let refused =
             Request::read(method, target).open(|| Err(Kind::Unauthorized.error("no"))).expect_err("a stranger asks");
         assert_eq!(refused, Kind::Unauthorized.error("no"), "{method} {target}");
@@ -243,8 +262,8 @@ fn a_fuzz_finds_no_panic_and_no_call_between_nodes_that_is_open_to_a_stranger() 
                 | Call::DescribeApi
                 | Call::List(_)
                 | Call::Get(_)
-                | Call::Put(_)
-                | Call::Delete(_),
+                | Call::Put(..)
+                | Call::Delete(..),
             ) => {
                 assert_eq!(who, Who::Anybody, "{said}");
                 for_anybody += 1;

@@ -37,7 +37,7 @@ fn table(places: &[(u32, u32)]) -> Vec<Wanted> {
 
 #[test]
 fn a_node_wants_its_own_znode_and_those_above() {
-    let node_ref = |id: u32| tree::NodeRef { name: tree::name(id), url: format!("http://h:{id}") };
+    let node_ref = |id: u32| tree::NodeRef { name: tree::name(id), url: format!("http://h:{id}"), run: 1 };
     let ancestors = vec![node_ref(2), node_ref(1)];
     let mut place = Place { position: 3, path: Some(path("1/2/4")), ancestors, children: vec![] };
     let znodes = wanted(&place, 4, "http://h:4", 44).unwrap();
