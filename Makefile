@@ -42,7 +42,8 @@ test-page: ## test with a real browser, HTTP cache and proxies, and openapi.json
 	@bash tests/page.sh
 
 soak: ## clients on all nodes while nodes are killed and paused, for SOAK_SECONDS (60)
-	MALLOC_ARENA_MAX=1 SOAK_SECONDS=$(or $(SOAK_SECONDS),60) cargo test --locked --release --test it coherence:: -- --nocapture
+	MALLOC_ARENA_MAX=1 ROUNDS=10 SOAK_SECONDS=$(or $(SOAK_SECONDS),60) cargo test --locked --release --test it \
+	  -- --nocapture coherence:: leases::a_dead_leaf
 
 bench: ## throughput beside the bare server, messages, memory (needs wrk)
 	cargo bench --locked --bench bench

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests that need a browser, schemathesis, an HTTP cache or proxies: `make test-page`. Installs them where it
+# The tests that need a browser, schemathesis, an HTTP cache, proxies or network namespaces: `make test-page`. Installs them where it
 # may, with Debian's packages and a venv under target/; else it says what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,6 +20,9 @@ command -v varnishd >/dev/null || packages+=(varnish)
 command -v nginx >/dev/null || packages+=(nginx-light)
 command -v haproxy >/dev/null || packages+=(haproxy)
 command -v ab >/dev/null || packages+=(apache2-utils)
+command -v ip >/dev/null || packages+=(iproute2)
+command -v curl >/dev/null || packages+=(curl)
+[ "$(id -u)" = 0 ] || fail "network namespaces take root"
 if ((${#packages[@]})); then
   [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || fail "install first: ${packages[*]}"
   echo "make test-page: installing ${packages[*]}"
@@ -39,4 +42,4 @@ if [ "$($venv/bin/pip freeze 2>/dev/null | grep '^schemathesis==')" != $schemath
 fi
 
 # One after the other: several browsers would starve each other on a small machine.
-cargo test --locked --test it -- --ignored --test-threads=1 page:: proxies::
+cargo test --locked --test it -- --ignored --test-threads=1 page:: proxies:: runs::

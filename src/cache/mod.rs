@@ -12,8 +12,10 @@
 //! by its URL and run, that was granted a copy.
 //!
 //! 1. **Grant.** Whoever answers a fetch with a lease L has, in one step, read the value, read L, and recorded the
-//!    holder until now + 1.1 L. The root grants a full lease, any other node what is left of its own copy's. A
-//!    record is only ever extended, and each grant gives it a new number. Without room for a record, L is 0.
+//!    holder until now + 1.1 L. The root grants a full lease, any other node what is left of its own copy's less a
+//!    twentieth, so that a node that waits for a silent holder can still answer in time. A record is only ever extended,
+//!    and each grant gives it a new number. Without room for a record, L is 0. That a key is absent is granted like a
+//!    value.
 //! 2. **Count from the asking.** A copy ends at (the moment before the fetch was sent) + L, so never later than its
 //!    record, while two clocks differ by less than a tenth.
 //! 3. **No grant during a write.** From when a write of a key queues until the last in the queue is done, the root
@@ -26,11 +28,16 @@
 //!    is granted nothing for one lease after that.
 //! 7. **Forget late.** A record goes only when its holder has acknowledged *that* grant, or its time is over.
 //!    Records live apart from copies.
-//! 8. **To the run.** An invalidation names the run that it is meant for: a restarted node must not answer for its
-//!    former self. And a young root finishes no write while nodes may hold what its former self granted.
+//! 8. **To the run.** An invalidation, a fetch and a write that is passed on name the run that they are meant for: a
+//!    restarted node must not answer for its former self, nor a stranger on a port that has become free for anybody.
 //! 9. **Share what is fresh.** Of several readers of a key at one node one fetches. A reader takes the answer of a
 //!    fetch that was sent after it asked, never that of an earlier one, which may be older than a write that was
 //!    acknowledged before.
+//! 10. **Wait for former selves.** What another root has granted this one does not know. So it finishes no write before
+//!     1.1 of its leases have passed, nor before 1.1 times what a node holds that joins with a place of another root.
+//! 11. **No late writes.** A write that is passed on carries a deadline in the root's clock. The kernel may deliver it
+//!     long after whoever sent it has given up.
+//! 12. **One decision.** One step looks at all that may refuse a write, and puts it in place.
 
 pub mod leases;
 pub mod store;

@@ -134,7 +134,7 @@ impl World {
             expires: Cell::new(None),
             given_up: RefCell::default(),
         };
-        for number in 0..ABOVE.len() {
+        for (number, above) in ABOVE.iter().enumerate() {
             // The fastest and the slowest differ by less than a tenth.
             let clock_speed = 956 + u32::try_from(world.below(88)).unwrap();
             let node = Node {
@@ -144,7 +144,7 @@ impl World {
                 down: Cell::new(false),
                 paused_until: Cell::new(Duration::ZERO),
                 place: Cell::new(number),
-                above: RefCell::new(ABOVE[number].to_vec()),
+                above: RefCell::new(above.to_vec()),
                 clock_speed,
             };
             world.nodes.push(node);
@@ -357,7 +357,9 @@ impl World {
         let speed = |number: usize| self.nodes[number].clock_speed;
         let heard_ago = self.up_to(Duration::from_secs(3)).min(self.now.get());
         let in_its_time = (heard_ago * speed(number) / 1000 + WRITE_LIMIT) * 10 / 11;
-        let deadline = self.clock(0) - heard_ago * speed(0) / 1000 + in_its_time;
+        // What its clock showed then, and what may have passed since.
+        let heard = self.epoch + (self.now.get().saturating_sub(heard_ago)) * speed(0) / 1000;
+        let deadline = heard + in_its_time;
         let limit = WRITE_LIMIT * 1000 / speed(number);
         self.given_up.borrow_mut().push((change.number, self.now.get() + limit));
         // What is not delivered in time is delivered much later.

@@ -195,10 +195,8 @@ fn delete(node: &Arc<Node>, key: &str, passed_on: Option<PassedOn>, incoming: &I
 /// Until when a write may be done. What it says itself counts if a node has passed it on.
 fn read_deadline(node: &Node, passed_on: Option<PassedOn>, incoming: &Incoming) -> Result<Instant, Error> {
     let is_node = is_passed_on(incoming) && (node.config.token.is_none() || shows_token(node, incoming));
-    let Some(passed_on) = passed_on.filter(|_| is_node) else {
-        return Ok(node.write_deadline(node.config.lease));
-    };
-    expect_run(node, passed_on.to)?;
+    let passed_on = passed_on.filter(|_| is_node);
+    passed_on.map_or(Ok(()), |passed_on| expect_run(node, passed_on.to))?;
     Ok(node.deadline_of(passed_on))
 }
 

@@ -196,17 +196,10 @@ impl Node {
         }
     }
 
-    /// Until when a write may be done that a client asks for now: a silent holder is waited for, and what is told in
-    /// the root's clock is divided by 1.1 (rule 11).
-    pub fn write_deadline(&self, lease: Duration) -> Instant {
-        Instant::now() + record_life(record_life(lease)) + WRITE_SLACK
-    }
-
-    /// Until when a write may be done that was passed on, by this root's clock.
-    pub fn deadline_of(&self, passed_on: PassedOn) -> Instant {
-        let until = Duration::from_millis(passed_on.until_ms);
-        // Whoever says more than that waits for ever.
-        self.started.checked_add(until).unwrap_or_else(|| self.write_deadline(self.config.lease))
+    /// Until when a write may be done at this root, which a client asks for now or a node has passed on.
+    pub fn deadline_of(&self, passed_on: Option<PassedOn>) -> Instant {
+        let until = passed_on.and_then(|passed_on| self.started.checked_add(Duration::from_millis(passed_on.until_ms)));
+        until.unwrap_or_else(|| write_deadline(self.config.lease))
     }
 
     /// Passes a client's write on to the root, and once more if that was another run. Without an answer the error says
@@ -219,7 +212,7 @@ impl Node {
     ) -> Result<Reply, Error> {
         let not_applied = |text: String| Kind::ServiceUnavailable.error(format!("{text}; it was not applied"));
         let mut joined = self.joined()?;
-        let deadline = self.write_deadline(joined.lease);
+        let deadline = write_deadline(joined.lease);
         let join_again = |to: u64| {
             let lost = |cause| {
                 let (method, path) = call(PassedOn { to, until_ms: 0 }).write();
@@ -366,6 +359,11 @@ impl Node {
         };
         joined.ok_or_else(not_joined)
     }
+}
+
+/// A silent holder is waited for, and what is told in the root's clock is divided by 1.1 (rule 11).
+fn write_deadline(lease: Duration) -> Instant {
+    Instant::now() + record_life(record_life(lease)) + WRITE_SLACK
 }
 
 fn refused(refusal: Refusal) -> Error {

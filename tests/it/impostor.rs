@@ -17,6 +17,7 @@ pub struct Impostor {
     pub address: SocketAddr,
     heard: Arc<Mutex<Vec<String>>>,
     writes: Arc<Mutex<(u16, bool)>>,
+    stalls: Arc<AtomicBool>,
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -36,6 +37,9 @@ impl Impostor {
         let rest = format!("\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         let (heard, over) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<AtomicBool>::default());
         let writes = Arc::new(Mutex::new((200, true)));
+        let stalls = Arc::<AtomicBool>::default();
+        let stall = Arc::clone(&stalls);
+        let mut held = Vec::new();
         let (ears, ends, says) = (Arc::clone(&heard), Arc::clone(&over), Arc::clone(&writes));
         let thread = thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok).take_while(|_| !ends.load(Ordering::Relaxed)) {
@@ -43,18 +47,30 @@ impl Impostor {
                 let (status, names_run) =
                     if request.starts_with("PUT ") { *says.lock().expect("nobody panics") } else { (200, true) };
                 let name = if names_run { format!("\r\nTree-Cache-Run: {run}") } else { String::new() };
+                let request_is_fetch = request.starts_with("GET /copies/");
                 // Before it answers: whoever has the answer may look at once.
                 ears.lock().expect("nobody panics").push(request);
+                if stall.load(Ordering::Relaxed) && request_is_fetch {
+                    let half = format!("HTTP/1.1 200 X{rest}");
+                    let _ = (&stream).write_all(&half.as_bytes()[..half.len() - 10]);
+                    held.push(stream);
+                    continue;
+                }
                 // Who asked may have gone.
                 let _ = (&stream).write_all(format!("HTTP/1.1 {status} X{name}{rest}").as_bytes());
             }
         });
-        Self { address, heard, writes, over, thread: Some(thread) }
+        Self { address, heard, writes, stalls, over, thread: Some(thread) }
     }
 
     /// From now on it answers a `PUT` with that status, and says or does not say which run it is.
     pub fn answer_writes_with(&self, status: u16, names_run: bool) {
         *self.writes.lock().expect("nobody panics") = (status, names_run);
+    }
+
+    /// From now on it answers a fetch but for the end of its answer.
+    pub fn stall(&self) {
+        self.stalls.store(true, Ordering::Relaxed);
     }
 
     pub fn url(&self) -> String {

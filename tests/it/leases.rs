@@ -3,8 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::client::{Raw, copy_path};
+use crate::client::{Raw, copy_path, join_body};
 use crate::harness::{Node, Process, Tree, load_alone, poll_until};
+use crate::impostor::Impostor;
 
 const FROM_COPY: &str = "reads_total{from=\"copy\"}";
 
@@ -87,6 +88,43 @@ fn a_paused_parent_costs_one_reader_its_time_limit_and_the_next_one_nothing() {
         let asked = Instant::now();
         tree.node(4).expect_value(key, "1");
         assert!(asked.elapsed() < Duration::from_secs(1), "the parent is passed over");
+    }
+}
+
+#[test]
+fn a_parent_that_stalls_within_its_answer_costs_half_of_the_time_limit() {
+    let mut tree = Tree::start(1, &[("TREE_DEPTH", "3")]);
+    let impostor = Impostor::start(7);
+    let join = join_body(2, 7, &impostor.url(), None);
+    assert_eq!(tree.root().call("POST", "/nodes", join.as_bytes()).status, 200);
+    for id in [3, 4] {
+        tree.nodes.push(tree.start_node(id, &[("TREE_DEPTH", "3")]));
+    }
+    tree.root().write("k", "1");
+    impostor.stall();
+    let asked = Instant::now();
+    tree.leaf().expect_value("k", "1");
+    // A limit for each phase of a call would let it begin anew with the answer's body.
+    expect_within(asked.elapsed(), Duration::from_millis(2400), Duration::from_secs(4));
+    assert!(impostor.heard().iter().any(|heard| heard.starts_with("GET /copies/k?")));
+}
+
+#[test]
+fn a_dead_leaf_never_bans_its_living_parent() {
+    let rounds = std::env::var("ROUNDS").map_or(1, |text| text.parse().expect("ROUNDS is a number"));
+    let mut tree = Tree::start(3, &[("LEASE_SECONDS", "1")]);
+    for round in 1..=rounds {
+        tree.root().write("k", "1");
+        for id in [2, 4] {
+            tree.node(id).expect_value("k", "1");
+        }
+        tree.nodes[3].kill();
+        tree.root().write("k", "2");
+        // Its parent waited until its record had run out, and could still say so in time.
+        let waits = |id: usize| tree.node(id).metric("silent_holder_waits_total");
+        assert_eq!((waits(2), waits(1)), (round, 0), "round {round}");
+        tree.node(2).expect_value("k", "2");
+        tree.nodes[3].restart();
     }
 }
 

@@ -20,6 +20,7 @@ mod process;
 mod program;
 mod proxies;
 mod random;
+mod runs;
 mod tree;
 mod wrong_values;
 mod zookeeper;

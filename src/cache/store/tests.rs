@@ -86,6 +86,22 @@ fn rule_1_a_node_passes_on_what_is_left_of_its_own_lease() {
 }
 
 #[test]
+fn rule_1_a_node_that_waits_for_a_silent_holder_is_in_time() {
+    // Whenever it grants, its record of that ends by a twentieth of a lease before the root's record of itself does.
+    let twentieth = LEASE / 20;
+    for asks_after in [Duration::ZERO, SECOND, 4 * SECOND, 499 * LEASE / 500] {
+        let (mut root, now) = root();
+        let (mut node, _) = node();
+        let number = begin_fetch(&mut node, 1, now);
+        let granted = grant(&mut root, 1, now);
+        node.end_fetch(&reading(1), number, Some(&(granted, now)), now);
+        node.step_read(&mut Reading::new("k", Some(&holder(2)), 2), now + asks_after);
+        let (of_node, of_leaf) = (root.holders.list("k", now), invalidate(&mut node, now + asks_after));
+        assert!(of_leaf[0].ends + twentieth <= of_node[0].ends, "{asks_after:?}");
+    }
+}
+
+#[test]
 fn rule_1_value_and_lease_belong_together() {
     let (mut store, now) = node();
     // 1. A fetch of the old value is marked. 2. Another brings the new one, and it is kept.
