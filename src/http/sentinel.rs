@@ -14,6 +14,7 @@
 
 use std::collections::HashSet;
 use std::io::{self, ErrorKind, Read, Write};
+use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -42,7 +43,10 @@ const EARNED_KNOCKS: u32 = 2;
 /// So many earned knocks can be saved for a burst.
 const SAVED_KNOCKS: u32 = 256;
 
-/// Between two checks, and for how long a client counts as new.
+/// A client that is silent for longer may count as new again.
+const KNOWN_TIME: Duration = Duration::from_secs(5);
+
+/// Between two checks.
 const CHECK_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a check may take.
@@ -55,8 +59,11 @@ const MAX_SILENCE: u32 = 5;
 pub struct Sentinel {
     noticed: Arc<Noticed>,
     thread: Thread,
-    /// Who has sent a request lately; only others tell of new connections.
+    /// Who has sent a request in this period, and who in the one before; only others tell of new connections. Those that
+    /// come each second, as nodes do, must not have us knock each second: a knock keeps a thread that is idle from
+    /// ending, for five seconds.
     known: HashSet<SocketAddr>,
+    known_before: HashSet<SocketAddr>,
     known_since: Instant,
 }
 
@@ -73,16 +80,16 @@ impl Sentinel {
         let there = Arc::clone(&noticed);
         let watch = move || watch(reachable(address), &there, &fatal);
         let thread = thread::Builder::new().name("sentinel".to_owned()).spawn(watch)?.thread().clone();
-        Ok(Self { noticed, thread, known: HashSet::new(), known_since: Instant::now() })
+        Ok(Self { noticed, thread, known: HashSet::new(), known_before: HashSet::new(), known_since: Instant::now() })
     }
 
     /// Says that a request came from that client; cheap, for it is called for each of them.
     pub fn notice_request(&mut self, client: SocketAddr) {
-        if self.known_since.elapsed() > CHECK_PAUSE {
+        if self.known_since.elapsed() > KNOWN_TIME {
             self.known_since = Instant::now();
-            self.known.clear();
+            self.known_before = mem::take(&mut self.known);
         }
-        if !self.known.insert(client) {
+        if !self.known.insert(client) || self.known_before.contains(&client) {
             return;
         }
         self.noticed.new_clients.fetch_add(1, Ordering::SeqCst);

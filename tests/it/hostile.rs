@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use crate::client::{Raw, raw_call};
-use crate::harness::{Node, PROCESS_LIMIT, PROGRAM, Process, command, load_alone, poll_until};
+use crate::harness::{Node, PROCESS_LIMIT, PROGRAM, Process, Tree, command, load_alone, poll_until};
 use crate::random::Random;
 
 /// How long anybody may have to wait for an answer. A connection that the library has stranded would wait
@@ -80,7 +80,7 @@ fn a_length_that_cannot_be_meant_is_refused_and_others_are_served_meanwhile() {
             raw.send(&put_of_length(length, more)).expect("the node takes the request");
             let answer = raw.read_answer().unwrap_or_else(|error| panic!("{length} {more:?}: {error}"));
             answer.expect_error(*status, detail);
-            assert_eq!(answer.header("connection"), Some("close"), "{length} {more:?}");
+            assert!(answer.closes(), "{length} {more:?}");
             // It stays open, the rest of its body still to come.
             held.push(raw);
         }
@@ -272,6 +272,25 @@ fn resets_cost_no_line_in_the_log_but_at_level_debug() {
         assert!(level == "debug" || panics() == 0, "{log}");
         root.process.expect_alive();
     }
+}
+
+#[test]
+fn a_root_with_children_gives_back_the_threads_of_a_burst() {
+    let _alone = load_alone();
+    // Their joins come each second.
+    let tree = Tree::start(2, &[]);
+    let root = tree.root();
+    let threads = root.process.entries_of("task");
+    let mut burst: Vec<_> = (0..300).map(|_| connect(root)).collect();
+    for raw in &mut burst {
+        raw.send(GET).expect("it is open");
+    }
+    for raw in &mut burst {
+        assert_eq!(raw.read_answer().expect("it answers").status, 404);
+    }
+    drop(burst);
+    let given_back = || root.process.entries_of("task") <= threads + 40;
+    poll_until(Duration::from_secs(30), "their threads are given back", given_back);
 }
 
 #[test]
