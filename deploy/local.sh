@@ -40,7 +40,9 @@ if [ -z "${TREE_TOKEN:-}${TREE_TOKEN_FILE:-}" ]; then
   unset TREE_TOKEN
   TREE_TOKEN_FILE=$(cd "$(dirname "$0")/.." && pwd)/.local-token
   export TREE_TOKEN_FILE
-  if ! [ -e "$TREE_TOKEN_FILE" ]; then
+  if [ -e "$TREE_TOKEN_FILE" ]; then
+    [ -s "$TREE_TOKEN_FILE" ] || fail "$TREE_TOKEN_FILE is empty; remove it, and another is made"
+  else
     new=$(mktemp "$TREE_TOKEN_FILE.XXXXXX") || fail "could not make $TREE_TOKEN_FILE"
     head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n' >"$new"
     # Another run may be making it as well; then all take what was there first.
@@ -56,7 +58,7 @@ for id in "${ids[@]}"; do
   fi
 done
 
-lines=$(mktemp -d)      # what each node prints once it has its place
+lines=$(mktemp -d) || fail "could not make a temporary folder"      # what each node prints once it has its place
 trap 'rm -rf "$lines"' EXIT
 pids=()                 # of the processes that this script started, by id
 stop() {

@@ -5,6 +5,8 @@
 //! Left out: `STARTUP_DELAY`, which only the Vagrantfile reads.
 
 use std::fmt::Display;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
@@ -154,7 +156,7 @@ impl<F: Fn(&'static str) -> Option<String>> Lookup<F> {
             (Some(token), None) if !is_token(&token) => Err(refuse("TREE_TOKEN", "…", allowed)),
             (token, None) => Ok(token),
             (Some(_), Some(file)) => Err(refuse("TREE_TOKEN_FILE", &file, "unset where TREE_TOKEN is set")),
-            (None, Some(file)) => match std::fs::read_to_string(&file) {
+            (None, Some(file)) => match read_start(&file) {
                 Ok(text) => Some(text.trim_end().to_owned())
                     .filter(is_token)
                     .map(Some)
@@ -163,6 +165,13 @@ impl<F: Fn(&'static str) -> Option<String>> Lookup<F> {
             },
         }
     }
+}
+
+/// A token is short, and some files have no end.
+fn read_start(file: &str) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(file)?.take(4096).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn refuse(variable: &str, value: &str, allowed: &str) -> String {
@@ -174,16 +183,19 @@ fn servers(text: &str) -> Option<Vec<String>> {
 }
 
 fn hosts(text: &str) -> Option<Vec<String>> {
-    // Any host, or this one; no patterns.
-    let read =
-        |host: &str| if host == "*" { Some(host.to_owned()) } else { host_of(host).filter(|_| !host.contains('*')) };
+    // Any host, or this one: no patterns, and no other separators, which would match nothing.
+    let is_label = |label: &str| !label.is_empty() && !label.contains(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+    let is_name = |host: &String| host.starts_with('[') || host.split('.').all(is_label);
+    let read = |host: &str| if host == "*" { Some(host.to_owned()) } else { host_of(host).filter(is_name) };
     text.split(',').map(read).collect()
 }
 
 /// The host in the value of a `Host`, in lower case and without its port; none: it is malformed.
 pub fn host_of(text: &str) -> Option<String> {
-    let authority = Authority::from_str(text).ok().filter(|_| !text.contains('@'))?;
-    let host = authority.host().to_ascii_lowercase();
+    let authority = Authority::from_str(text).ok()?;
+    let (host, rest) = text.split_at_checked(authority.host().len())?;
+    let is_port = rest.strip_prefix(':').is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
+    let host = (host == authority.host() && (rest.is_empty() || is_port)).then(|| host.to_ascii_lowercase())?;
     Some(host.strip_suffix('.').unwrap_or(&host).to_owned()).filter(|host| !host.is_empty())
 }
 

@@ -126,7 +126,19 @@ fn a_host_is_known_if_no_stranger_can_have_it_resolved_to_this_one() {
         let host = host_of(host).expect(host);
         assert!(!bare.allows_host(&host) && !named.allows_host(&host) && any.allows_host(&host), "{host}");
     }
-    for malformed in ["", ".", "a b", "a/b", "me@localhost", "localhost:x:y", "[::1", "ř"] {
+    for malformed in [
+        "",
+        ".",
+        "a b",
+        "a/b",
+        "me@localhost",
+        "localhost:x:y",
+        "[::1",
+        "ř",
+        "127.0.0.1:80.evil.example",
+        "[::1]evil.example",
+        "::1",
+    ] {
         assert_eq!(host_of(malformed), None, "{malformed}");
     }
 }

@@ -45,8 +45,9 @@ pub fn handle(node: &Arc<Node>, incoming: Result<Incoming, Error>) -> Answer {
 }
 
 fn respond(node: &Arc<Node>, incoming: Incoming) -> Result<Answer, Error> {
-    expect_host(node, &incoming)?;
-    match Request::read(incoming.method(), incoming.target()).open(|| expect_node(node, &incoming))? {
+    let request = Request::read(incoming.method(), incoming.target());
+    expect_host(node, request.host, &incoming)?;
+    match request.open(|| expect_node(node, &incoming))? {
         // The same URL has two answers, and a cache in between must know.
         Call::Describe => {
             let wants_page = page::is_wanted(incoming.header("Accept"), incoming.header("Sec-Fetch-Mode"));
@@ -89,9 +90,9 @@ fn read_body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> {
 
 /// Refuses whoever asks for a host that is not this one. Only this tells a page whose name was resolved to this address
 /// from our own: a browser sends no `Origin` with a GET of the same origin, and no `Sec-Fetch-Site` over plain HTTP.
-fn expect_host(node: &Node, incoming: &Incoming) -> Result<(), Error> {
+fn expect_host(node: &Node, target: Option<&str>, incoming: &Incoming) -> Result<(), Error> {
     let mut hosts = incoming.headers("Host");
-    match (hosts.next(), hosts.next()) {
+    match (target.or(hosts.next()), hosts.next()) {
         (None | Some(""), None) => Ok(()),
         (Some(text), None) => {
             let host = host_of(text).ok_or_else(|| Kind::BadRequest.error(format!("Host {text:?} is no host")))?;

@@ -13,8 +13,8 @@
 use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
 use std::fmt::Write as _;
-use std::io::{self, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -199,8 +199,9 @@ struct Connections {
     /// Those that have a thread, and which of their requests wait. `tiny_http` delivers pipelined requests at once: with
     /// a thread for each of them, 200,000 pipelined GETs killed the process in 4 s.
     served: HashMap<SocketAddr, VecDeque<Request>>,
-    /// Those of which nothing more is heard, and since when: `tiny_http` closes no connection by itself.
-    ended: HashMap<SocketAddr, Instant>,
+    /// Those of which nothing more is heard, since when, and the kernel's number of each: `tiny_http` closes no connection
+    /// by itself, and the next one may have the same address and port.
+    ended: HashMap<SocketAddr, (Instant, Option<u64>)>,
 }
 
 impl Server {
@@ -301,14 +302,35 @@ impl Server {
     }
 
     fn has_ended(&self, client: SocketAddr) -> bool {
-        self.connections().ended.get(&client).is_some_and(|since| since.elapsed() <= DEAF_TIME)
+        let ended = self.connections().ended.get(&client).copied();
+        ended.is_some_and(|(since, socket)| since.elapsed() <= DEAF_TIME && socket == self.socket_of(client))
+    }
+
+    /// The kernel's number of a connection, where it tells.
+    fn socket_of(&self, client: SocketAddr) -> Option<u64> {
+        // Each four bytes are a number in the machine's own order.
+        let hexadecimal = |bytes: &[u8]| {
+            bytes.chunks(4).fold(String::new(), |text, word| {
+                text + &format!("{:08X}", u32::from_ne_bytes(word.try_into().expect("four bytes")))
+            })
+        };
+        let (table, address) = match client.ip() {
+            IpAddr::V4(ip) => ("/proc/net/tcp", hexadecimal(&ip.octets())),
+            IpAddr::V6(ip) => ("/proc/net/tcp6", hexadecimal(&ip.octets())),
+        };
+        let (ours, theirs) = (self.http.server_addr().to_ip()?.port(), client.port());
+        let (ours, theirs) = (format!(":{ours:04X}"), format!("{address}:{theirs:04X}"));
+        let table = std::fs::read_to_string(table).ok()?;
+        let mut lines = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+        lines.find(|line| line[1].ends_with(&ours) && line[2] == theirs)?.get(9)?.parse().ok()
     }
 
     /// Hears nothing more of a connection.
     fn end(&self, client: SocketAddr) {
+        let socket = self.socket_of(client);
         let mut connections = self.connections();
-        connections.ended.retain(|_, since| since.elapsed() <= DEAF_TIME);
-        connections.ended.insert(client, Instant::now());
+        connections.ended.retain(|_, (since, _)| since.elapsed() <= DEAF_TIME);
+        connections.ended.insert(client, (Instant::now(), socket));
     }
 
     fn connections(&self) -> MutexGuard<'_, Connections> {
@@ -337,30 +359,44 @@ fn send(request: Request, answer: &Answer) {
 
 /// Answers the last request of a connection, whose body may be there or not.
 ///
-/// `into_writer` waits for a body of a declared length, and so does a drop: it drains what is left into a buffer of
-/// the *declared* size. `Content-Length: 1000000000000` was an allocation failure, and that aborts the process; 2^63 a
-/// panic. Upgrading hands out the raw stream with the reader inside, behind an answer 100. Where the length is absurd,
-/// the stream is then forgotten, so that no drop ever drains: it costs a thread and two descriptors each time.
+/// `into_writer` waits for a body of a declared length, and so does a drop: what is left is read into a buffer of the
+/// *declared* size. `Content-Length: 1000000000000` was an allocation failure, and that aborts the process; forty
+/// of 31 MB, of which nothing came, took 1.2 GB. Upgrading hands out the raw stream with the reader inside, so that
+/// what comes can be read into nothing, or the stream forgotten where the length is absurd: that costs a thread
+/// and two descriptors each time.
 fn refuse(request: Request, answer: &Answer) {
+    let body = if *request.method() == Method::Head { &[][..] } else { &answer.body.start };
     let head = write_head(answer, "Connection: close\r\n");
-    let all = [head.as_bytes(), &answer.body.start].concat();
     let Some(length) = request.body_length() else {
         let mut writer = request.into_writer();
+        let all = [head.as_bytes(), body].concat();
         return note_sent(writer.write_all(&all).and_then(|()| writer.flush()));
     };
-    let mut stream = request.upgrade("none", Response::empty(100));
-    note_sent(stream.write_all(&all).and_then(|()| stream.flush()));
+    // `tiny_http` writes the head of an upgrade: its own status line and date, a length only behind a line end that is
+    // smuggled in (CVE-2026-66753; Cargo.toml names this very version). It is all ours, and constant but for numbers.
+    let rest = head.splitn(3, "\r\n").nth(2).expect("status, date, and the rest").trim_end();
+    let mut stream = request.upgrade(&format!("none\r\n{rest}"), Response::empty(answer.status));
+    note_sent(stream.write_all(body).and_then(|()| stream.flush()));
     if is_absurd(length) {
         std::mem::forget(stream);
+    } else {
+        read_into_nothing(&mut stream, length);
     }
 }
 
 /// Leaves a request unanswered that came after the last one of its connection.
-fn discard(request: Request) {
-    if request.body_length().is_some_and(is_absurd) {
-        std::mem::forget(request);
-    } else {
-        drop(request.into_writer());
+fn discard(mut request: Request) {
+    let length = request.body_length().unwrap_or(0);
+    if is_absurd(length) {
+        return std::mem::forget(request);
+    }
+    read_into_nothing(request.as_reader(), length);
+    drop(request.into_writer());
+}
+
+fn read_into_nothing(reader: &mut dyn Read, length: usize) {
+    if let Err(error) = io::copy(&mut reader.take(length as u64), &mut io::sink()) {
+        log::debug!("a refused body broke off: {error}");
     }
 }
 

@@ -22,8 +22,10 @@ const ALL_METHODS: &str = "GET, HEAD, PUT, POST, DELETE, OPTIONS";
 pub const MAX_LISTED: usize = 1000;
 
 /// A request as it was read: what is asked, which only [`Request::open`] gives away, and who may ask it.
-pub struct Request {
+pub struct Request<'a> {
     who: Who,
+    /// Whom the target itself asks, in place of the one that the header `Host` names (RFC 9112, 3.2.2).
+    pub host: Option<&'a str>,
     call: Result<Call, Error>,
 }
 
@@ -121,14 +123,14 @@ impl Call {
     }
 }
 
-impl Request {
-    pub fn read(method: &str, target: &str) -> Self {
+impl<'a> Request<'a> {
+    pub fn read(method: &str, target: &'a str) -> Self {
         if (method, target) == ("OPTIONS", "*") {
-            return Self { who: Who::Anybody, call: Ok(Call::Options(ALL_METHODS)) };
+            return Self { who: Who::Anybody, host: None, call: Ok(Call::Options(ALL_METHODS)) };
         }
-        let Some((path, query)) = split_target(target) else {
+        let Some((host, path, query)) = split_target(target) else {
             let text = format!("the target {:?} is neither a path nor an http:// URL", shorten(target));
-            return Self { who: Who::Anybody, call: Err(Kind::BadRequest.error(text)) };
+            return Self { who: Who::Anybody, host: None, call: Err(Kind::BadRequest.error(text)) };
         };
         let segments: Vec<&str> = path.split('/').collect();
         let reads = method == "GET" || method == "HEAD";
@@ -150,7 +152,7 @@ impl Request {
             }
             _ => (Who::Anybody, Err(no_path(path))),
         };
-        Self { who, call }
+        Self { who, host, call }
     }
 
     /// What is asked. Where only nodes may ask it, `expect_node` has the first word.
@@ -163,18 +165,18 @@ impl Request {
     }
 }
 
-/// Path, without the slash that it begins with, and query of a target: `/path` or `http://host/path`.
-fn split_target(target: &str) -> Option<(&str, &str)> {
+/// Host, path without the slash that it begins with, and query of a target: `/path` or `http://host/path`.
+fn split_target(target: &str) -> Option<(Option<&str>, &str, &str)> {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let path = match path.strip_prefix("http://") {
-        None => path.strip_prefix('/')?,
+    let (host, path) = match path.strip_prefix("http://") {
+        None => (None, path.strip_prefix('/')?),
         // `http://host` alone is its `/`.
         Some(absolute) => match absolute.split_once('/').unwrap_or((absolute, "")) {
             ("", _) => return None,
-            (_host, path) => path,
+            (host, path) => (Some(host), path),
         },
     };
-    Some((path, query))
+    Some((host, path, query))
 }
 
 fn read_store(method: &str, segment: &str, query: &str) -> Result<Call, Error> {

@@ -23,7 +23,9 @@ pub fn from_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, String> {
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err("the body is not a JSON object".to_owned());
     }
-    serde_json::from_slice(body).map_err(|error| format!("the body is not what is asked for: {error}"))
+    // What is skipped would not be looked at.
+    let text = str::from_utf8(body).map_err(|error| format!("the body is not UTF-8: {error}"))?;
+    serde_json::from_str(text).map_err(|error| format!("the body is not what is asked for: {error}"))
 }
 
 /// In every answer: the run of the process that gave it (rule 8).

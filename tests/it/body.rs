@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::client::Raw;
-use crate::harness::{Env, Node, Tree, load_alone};
+use crate::harness::{Env, Node, Tree, free_ports, load_alone};
 
 const LARGEST: usize = 3000;
 
@@ -142,13 +142,9 @@ fn a_request_whose_end_is_not_known_is_the_last_of_its_connection() {
             let what = format!("{headers:?} {body:.20?} at {}", node.name);
             let mut raw = send(node, version, headers, body);
             raw.send(STOPS).expect("it is open");
-            let answer = raw.read_answer().unwrap_or_else(|error| panic!("{what}: {error}"));
-            assert_eq!(
-                (answer.status, answer.header("connection")),
-                (status, Some("close")),
-                "{what}: {}",
-                answer.text()
-            );
+            let (answer, was_told_to_go_on) = raw.read_final().unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert!(!was_told_to_go_on, "{what}: whoever asked first is not told to send it");
+            assert!(answer.status == status && answer.closes(), "{what}: {} {}", answer.status, answer.text());
             assert!(answer.detail().starts_with(text), "{what}: {}", answer.text());
             answer.expect_no_store();
             ended.push((what, raw));
@@ -162,6 +158,49 @@ fn a_request_whose_end_is_not_known_is_the_last_of_its_connection() {
     }
     tree.root().get("/store/smuggled").expect_error(404, "Key not found");
     tree.root().get("/store/k").expect_error(404, "Key not found");
+}
+
+#[test]
+fn the_next_connection_of_the_same_port_is_heard() {
+    let root = Node::alone();
+    root.write("k", "1");
+    for framing in ["Content-Length: 11\r\nContent-Length: 11\r\n", "Content-Length: x\r\n", "Transfer-Encoding: x\r\n"]
+    {
+        // Not one that the kernel may give to another test.
+        let own = free_ports(1);
+        let mut raw = Raw::connect_from(own, root.port).expect("the port is free");
+        raw.send(format!("PUT /store/k HTTP/1.1\r\n{framing}\r\n{OBJECT}").as_bytes()).expect("it is open");
+        raw.read_answer().expect("it answers");
+        raw.reset();
+        let mut next = Raw::connect_from(own, root.port).expect("the port is free again");
+        next.limit_reads(Duration::from_secs(4)).expect("the time is not zero");
+        next.send(b"GET /store/k HTTP/1.1\r\n\r\n").expect("it is open");
+        next.read_answer().expect("it answers").expect(200, r#"{"value":1}"#);
+    }
+}
+
+#[test]
+fn bodies_that_are_promised_take_no_memory() {
+    let _alone = load_alone();
+    let root = Node::start(&[("TREE_DEPTH", "1"), ("MALLOC_ARENA_MAX", "1")]);
+    let mut held = Vec::new();
+    for framing in ["31000000\r\nExpect: 100-continue", "31000000\r\nContent-Length: 2", "31000000", "+31000000"] {
+        for _ in 0..20 {
+            let mut raw = send(&root, "1.1", &format!("Content-Length: {framing}\r\n"), "");
+            if framing != "31000000" {
+                assert!(raw.read_answer().expect("it answers").status >= 400);
+            }
+            raw.send(b"x").expect("it is open");
+            held.push(raw);
+        }
+    }
+    root.write("k", "1");
+    let open_kb = root.process.memory_kb();
+    drop(held);
+    root.write("k", "2");
+    let most_kb = root.process.most_memory_kb();
+    eprintln!("eighty promises of 31 MB take {open_kb} kB, and {most_kb} kB when they are broken");
+    assert!(open_kb < 60_000 && most_kb < 400_000, "{open_kb} kB, {most_kb} kB");
 }
 
 #[test]

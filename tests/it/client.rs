@@ -1,8 +1,10 @@
 //! Two clients: one that speaks proper HTTP, and a connection on which anything can be sent.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
+
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::process::Env;
 
@@ -21,6 +23,11 @@ impl Answer {
     /// The value of a header, whose name is given in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Whether any of its headers says that the connection is over.
+    pub fn closes(&self) -> bool {
+        self.headers.iter().any(|(name, value)| name == "connection" && value == "close")
     }
 
     pub fn text(&self) -> &str {
@@ -115,6 +122,20 @@ impl Raw {
         Ok(Self(BufReader::new(stream)))
     }
 
+    /// From that port.
+    pub fn connect_from(own: u16, port: u16) -> io::Result<Self> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], own)).into())?;
+        socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into())?;
+        Ok(Self(BufReader::new(socket.into())))
+    }
+
+    /// Ends it by a reset, so that its port is free at once.
+    pub fn reset(self) {
+        SockRef::from(self.0.get_ref()).set_linger(Some(Duration::ZERO)).expect("Linux knows it");
+    }
+
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.0.get_mut().write_all(bytes)
     }
@@ -130,12 +151,21 @@ impl Raw {
 
     /// Reads one answer that has a `Content-Length`, or needs none; a `100 Continue` before it is passed over.
     pub fn read_answer(&mut self) -> io::Result<Answer> {
+        self.read_final().map(|(answer, _)| answer)
+    }
+
+    /// The same, and whether there was a `100 Continue`.
+    pub fn read_final(&mut self) -> io::Result<(Answer, bool)> {
+        let mut was_told_to_go_on = false;
         let mut lines = Vec::new();
         loop {
             let mut line = String::new();
             self.0.read_line(&mut line)?;
             match line.trim_end() {
-                "" if lines.first().is_some_and(|line: &String| line.starts_with("HTTP/1.1 100 ")) => lines.clear(),
+                "" if lines.first().is_some_and(|line: &String| line.contains(" 100 ")) => {
+                    was_told_to_go_on = true;
+                    lines.clear();
+                }
                 "" if lines.is_empty() => return Err(io::ErrorKind::UnexpectedEof.into()),
                 "" => break,
                 line => lines.push(line.to_owned()),
@@ -149,7 +179,7 @@ impl Raw {
         assert_eq!(length.is_none(), status == 204, "{lines:?}");
         answer.body = vec![0; length.unwrap_or(0)];
         self.0.read_exact(&mut answer.body)?;
-        Ok(answer)
+        Ok((answer, was_told_to_go_on))
     }
 }
 

@@ -239,7 +239,6 @@ fn a_host_that_may_be_a_strangers_is_403_for_whatever_is_asked() {
             ("DELETE", "/copies/k?to=1&level=1"),
             ("OPTIONS", "*"),
             ("GET", "/elsewhere"),
-            ("GET", "http://localhost/store/k"),
         ] {
             for (headers, (status, detail)) in [
                 ("Host: rebound.example:5000\r\n", refused(node, "rebound.example")),
@@ -258,6 +257,11 @@ fn a_host_that_may_be_a_strangers_is_403_for_whatever_is_asked() {
             raw_call(node.port, format!("GET /store/k HTTP/1.1\r\n{headers}\r\n").as_bytes())
                 .expect(200, r#"{"value":1}"#);
         }
+    }
+    // A target that names a host wins over the header.
+    for (target, host, status) in [("rebound.example", "localhost", 403), ("localhost:1", "rebound.example", 200)] {
+        let request = format!("GET http://{target}/store/k HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        assert_eq!(raw_call(leaf.port, request.as_bytes()).status, status, "{target} {host}");
     }
     // Its URL is known where one joined, whatever the others know.
     let env = [("TREE_DEPTH", "2"), ("NODE_URL", "http://node.example.org:5000")];

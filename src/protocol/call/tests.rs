@@ -6,7 +6,7 @@ use super::*;
 
 /// What a request is to a node of this tree, and to whoever is none.
 fn read(method: &str, target: &str) -> (Result<Call, String>, Who) {
-    let Request { who, call } = Request::read(method, target);
+    let Request { who, call, .. } = Request::read(method, target);
     (call.map_err(|error| error.to_string()), who)
 }
 
@@ -89,7 +89,7 @@ fn what_is_written_is_read() {
         Call::Invalidate { key: key(), to: 7, level: 2 },
     ] {
         let (method, target) = call.write();
-        let Request { who, call: read } = Request::read(method, &target);
+        let Request { who, call: read, .. } = Request::read(method, &target);
         assert!(who == Who::Anybody || call.shows_token(), "{target}");
         assert_eq!(read, Ok(call));
     }
