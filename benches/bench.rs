@@ -143,7 +143,7 @@ fn measure_throughput() {
     let program = std::env::current_exe().expect("this program has a path");
     let mut bare = Process::spawn_command(command(program).args(["bare", &bare_port.to_string()]), &[]);
     bare.wait_for_output("ready");
-    let tree = Tree::start(3, &[]);
+    let tree = Tree::start(3, &[("LEASE_SECONDS", "5")]);
     let (root, leaf) = (tree.root().port, tree.leaf().port);
     fill(&tree);
 
@@ -218,7 +218,7 @@ fn measure_messages() {
     );
     println!("|---|---|---|---|");
     for depth in 1..=6 {
-        let tree = Tree::start(depth, &[("LEASE_SECONDS", "600")]);
+        let tree = Tree::start(depth, &[("LEASE_SECONDS", "5")]);
         let sum = |metric: &str| tree.nodes.iter().map(|node| node.metric(metric)).sum::<u64>();
         tree.root().put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
         tree.leaf().get("/store/k").expect(200, r#"{"value":1}"#);
