@@ -159,6 +159,27 @@ impl Cable {
         process
     }
 
+    /// What the processes at one end are told of names that they look up: these lines of `hosts`, and else nothing, by a
+    /// server that never answers. `ip netns exec` shows it to those that it starts.
+    fn tell_names(&self, end: usize, hosts: &str) {
+        let folder = format!("/etc/netns/{}", self.names[end]);
+        std::fs::create_dir_all(&folder).expect("root may make it");
+        std::fs::write(format!("{folder}/hosts"), hosts).expect("it is ours");
+        std::fs::write(format!("{folder}/resolv.conf"), "nameserver 10.77.0.99\n").expect("it is ours");
+        run(&[
+            "ip",
+            "-n",
+            &self.names[end],
+            "neigh",
+            "replace",
+            "10.77.0.99",
+            "lladdr",
+            "02:00:00:00:00:99",
+            "dev",
+            "tree",
+        ]);
+    }
+
     /// What a client at one end gets from the node there.
     fn ask(&self, end: usize, arguments: &[&str], path: &str) -> String {
         let url = format!("http://10.77.0.{}:5000{path}", end + 1);
@@ -172,6 +193,7 @@ impl Drop for Cable {
     fn drop(&mut self) {
         for name in &self.names {
             let _ = command("ip").args(["netns", "delete", name]).status();
+            let _ = std::fs::remove_dir_all(format!("/etc/netns/{name}"));
         }
     }
 }
@@ -203,4 +225,28 @@ fn a_write_that_was_given_up_on_in_a_cut_is_not_applied_when_it_heals() {
     for end in [0, 1] {
         assert_eq!(cable.ask(end, &[], "/store/k"), r#"{"value":3}"#);
     }
+}
+
+#[test]
+#[ignore = "needs root, ip and curl: run make test-page"]
+fn a_root_that_comes_back_while_its_name_cannot_be_looked_up_lets_nobody_read_the_past() {
+    let cable = Cable::new();
+    cable.tell_names(1, "10.77.0.1 root.internal\n");
+    let root_env = [("NODE_ID", "1"), ("BIND_ADDR", "10.77.0.1"), ("LEASE_SECONDS", "3")];
+    let root = cable.start(0, &root_env);
+    let leaf_env = [("NODE_ID", "2"), ("BIND_ADDR", "10.77.0.2"), ("ROOT_URL", "http://root.internal:5000")];
+    let _leaf = cable.start(1, &leaf_env);
+    assert_eq!(cable.ask(1, &["-X", "PUT", "-d", r#"{"value":1}"#], "/store/k"), r#"{"key":"k","value":1}"#);
+    assert_eq!(cable.ask(1, &[], "/store/k"), r#"{"value":1}"#);
+    cable.tell_names(1, "");
+    // Whom `ip` has become.
+    drop(root);
+    let _root = cable.start(0, &root_env);
+    // The leaf has not joined this one, and cannot.
+    assert_eq!(cable.ask(0, &["-X", "PUT", "-d", r#"{"value":2}"#], "/store/k"), r#"{"key":"k","value":2}"#);
+    assert!(!cable.ask(0, &[], "/nodes").contains("NODE-2"));
+    let read = cable.ask(1, &[], "/store/k");
+    assert!(read.contains("could not fetch"), "{read}");
+    cable.tell_names(1, "10.77.0.1 root.internal\n");
+    poll_until(PROCESS_LIMIT, "the leaf finds its root again", || cable.ask(1, &[], "/store/k") == r#"{"value":2}"#);
 }
