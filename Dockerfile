@@ -22,6 +22,8 @@ USER 10001
 ENV BIND_ADDR=0.0.0.0
 # Else glibc gives threads heaps of their own, and their leavings grow for half an hour before they stop.
 ENV MALLOC_ARENA_MAX=1
+# Nor is a buffer for a body that never comes touched then (see docs/operating.md).
+ENV MALLOC_MMAP_THRESHOLD_=1048576
 EXPOSE 5000
 # A node waits up to a minute for its root before it gives up, so it may be without a place for so long.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["tree-cache", "health"]

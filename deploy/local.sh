@@ -9,6 +9,8 @@ set -u
 program=$1
 # Else glibc gives threads heaps of their own, and their leavings grow for half an hour before they stop.
 export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-1}
+# Nor is a buffer for a body that never comes touched then (see docs/operating.md).
+export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-1048576}
 export TREE_DEPTH=${TREE_DEPTH:-3} ROOT_NODE_ID=${ROOT_NODE_ID:-1}
 base=${API_PORT:-5000}
 
