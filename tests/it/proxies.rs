@@ -12,6 +12,12 @@ use std::time::Duration;
 use crate::client::{Raw, try_call};
 use crate::harness::{Node, PROCESS_LIMIT, Process, Tree, command, free_ports, poll_until};
 
+const HAPROXY_DEFAULTS: &str = "defaults
+                mode http
+                timeout connect 5s
+                timeout client 20s
+                timeout server 20s";
+
 /// A folder that is gone with the test.
 struct Folder(PathBuf);
 
@@ -156,11 +162,7 @@ fn start_sharing_proxies(node: u16, folder: &Folder) -> (Vec<Process>, Vec<(&'st
     let cfg = folder.write(
         "haproxy.cfg",
         &format!(
-            "defaults
-                mode http
-                timeout connect 5s
-                timeout client 20s
-                timeout server 20s
+            "{HAPROXY_DEFAULTS}
             listen always
                 bind 127.0.0.1:{always}
                 http-reuse always
@@ -269,11 +271,7 @@ fn haproxy_finds_a_node_up_and_follows_its_readiness() {
     let cfg = folder.write(
         "haproxy.cfg",
         &format!(
-            "defaults
-                mode http
-                timeout connect 5s
-                timeout client 20s
-                timeout server 20s
+            "{HAPROXY_DEFAULTS}
                 default-server inter 200ms fall 1 rise 1
             listen stats
                 bind 127.0.0.1:{first}

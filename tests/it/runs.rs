@@ -1,5 +1,6 @@
 //! To the run, and in time: what strangers on a node's port, other roots and late packets could do.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::harness::{Node, PROCESS_LIMIT, Process, Tree, command, poll_until};
@@ -122,7 +123,9 @@ struct Cable {
 
 impl Cable {
     fn new() -> Self {
-        let names = ["a", "b"].map(|end| format!("tc{}{end}", std::process::id()));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let names = ["a", "b"].map(|end| format!("tc{}-{number}{end}", std::process::id()));
         let cable = Self { names };
         let [one, other] = &cable.names;
         run(&["ip", "netns", "add", one]);
