@@ -67,7 +67,7 @@ fn respond(node: &Arc<Node>, incoming: Incoming) -> Result<Answer, Error> {
         Call::Get(key) => get(node, &key),
         Call::List(limit) => Ok(list(node, limit)),
         call @ (Call::Put(..) | Call::Delete(..) | Call::Nodes) if !node.config.is_root() => {
-            pass_on(node, &call, &incoming)
+            pass_on(node, call, &incoming)
         }
         Call::Put(key, passed_on) => put(node, &key, passed_on, incoming),
         Call::Delete(key, passed_on) => delete(node, &key, passed_on, &incoming),
@@ -238,21 +238,16 @@ fn read_condition(incoming: &Incoming) -> Result<Condition, Error> {
 
 /// Passes a write, or the question for the tree, on to the root. Whoever gets it from a node must be the
 /// root: else two nodes that take each other for it would pass it on for ever.
-fn pass_on(node: &Node, call: &Call, incoming: &Incoming) -> Result<Answer, Error> {
+fn pass_on(node: &Node, call: Call, incoming: &Incoming) -> Result<Answer, Error> {
     if is_passed_on(incoming) {
         return Err(node.not_root(Kind::MisdirectedRequest));
     }
-    let write = |passed_on| match call {
-        Call::Put(key, _) => Call::Put(key.clone(), Some(passed_on)),
-        Call::Delete(key, _) => Call::Delete(key.clone(), Some(passed_on)),
-        _ => unreachable!("no other call is a write"),
-    };
-    let Reply { status, body, .. } = if *call == Call::Nodes {
+    let Reply { status, body, .. } = if call == Call::Nodes {
         node.ask_for_tree()?
     } else {
         read_condition(incoming)?;
         let headers: Vec<_> = CONDITIONS.iter().filter_map(|name| Some((*name, incoming.header(name)?))).collect();
-        node.forward(write, &incoming.body, &headers)?
+        node.forward(call, &incoming.body, &headers)?
     };
     Ok(Answer::json(status, body))
 }
@@ -297,7 +292,7 @@ fn describe(node: &Node) -> Answer {
         bytes: gauges.bytes,
         uptime_seconds: node.started.elapsed().as_secs(),
         version: env!("CARGO_PKG_VERSION"),
-        young_for_ms: node.config.is_root().then(|| u64::try_from(node.young_for().as_millis()).unwrap_or(u64::MAX)),
+        young_for_ms: node.config.is_root().then(|| messages::whole_ms(node.young_for())),
     })
 }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use chunked_transfer::Decoder;
 use tiny_http::Request;
 
-use super::server::{find_header, find_headers};
+use super::server::{asks_for, find_header, find_headers};
 use crate::protocol::call::read_digits;
 use crate::protocol::error::{Error, Kind};
 
@@ -119,7 +119,7 @@ pub fn read(request: &mut Request, max_bytes: usize, held: &mut Held) -> Result<
         Some(0) => Ok(()),
         Some(length) => read_pieces(&mut request.as_reader().take(length as u64), &mut keep),
         // `tiny_http` leaves a connection that may change its protocol as it is.
-        None if asks_for_upgrade(request) => read_pieces(&mut Decoder::new(request.as_reader()), &mut keep),
+        None if asks_for(request, "upgrade") => read_pieces(&mut Decoder::new(request.as_reader()), &mut keep),
         None => read_pieces(request.as_reader(), &mut keep),
     };
     if let Err(error) = result {
@@ -186,8 +186,4 @@ fn too_large(length: impl Display, max_bytes: usize) -> Error {
 /// body is read into a buffer of the *declared* size: where that much cannot be had, the process aborts.
 pub fn is_absurd(length: usize) -> bool {
     length > MAX_DRAINED_BYTES || Vec::<u8>::new().try_reserve_exact(length).is_err()
-}
-
-pub fn asks_for_upgrade(request: &Request) -> bool {
-    find_header(request, "Connection").is_some_and(|asked| asked.to_ascii_lowercase().contains("upgrade"))
 }

@@ -27,9 +27,10 @@ impl<T: Transport> Connector<T> for OneSend {
 
 impl<T: Transport> Holding<T> {
     fn send_held(&mut self, timeout: NextTimeout) -> Result<(), Error> {
-        let held = std::mem::take(&mut self.held);
-        self.inner.buffers().output()[..held.len()].copy_from_slice(&held);
-        self.inner.transmit_output(held.len(), timeout)
+        self.inner.buffers().output()[..self.held.len()].copy_from_slice(&self.held);
+        let sent = self.inner.transmit_output(self.held.len(), timeout);
+        self.held.clear();
+        sent
     }
 }
 
@@ -40,12 +41,14 @@ impl<T: Transport> Transport for Holding<T> {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let output = self.inner.buffers().output();
-        let room = output.len() - self.held.len();
-        let more = output[..amount].to_vec();
-        if amount > room {
-            self.send_held(timeout)?;
+        if amount <= output.len() - self.held.len() {
+            self.held.extend_from_slice(&output[..amount]);
+            return Ok(());
         }
-        self.held.extend(more);
+        // What is held is sent from the same buffer.
+        let more = output[..amount].to_vec();
+        self.send_held(timeout)?;
+        self.held = more;
         Ok(())
     }
 

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant, SystemTime};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tiny_http::{Method, Request, Response, StatusCode};
 
-use super::body::{self, Flight, Refused, asks_for_upgrade, is_absurd};
+use super::body::{self, Flight, Refused, is_absurd};
 use super::sentinel::Sentinel;
 use crate::protocol::error::{Error, Kind};
 use crate::protocol::messages::{self, ErrorAnswer};
@@ -42,8 +42,8 @@ const ONE_WRITE_BYTES: usize = 16 << 10;
 /// the writes of 64 clients started 2,000 threads a second, and did a fifth less.
 const SPARE_THREADS: usize = 32;
 
-/// For how long nothing is heard that comes after the last request of a connection. Then its client has left, or will
-/// never; and its port may be another connection's.
+/// For how long nothing is heard that comes after the last request of a connection. Then its client has left, or never
+/// will.
 const DEAF_TIME: Duration = Duration::from_secs(5);
 
 /// A request as the handler sees it: its body has been read whole.
@@ -425,12 +425,17 @@ fn write_head(answer: &Answer, connection: &str) -> String {
 
 /// What the answer says of its connection: what `tiny_http` is going to do with it.
 fn connection_of(request: &Request) -> &'static str {
-    let (asked, is_old) = (find_header(request, "Connection"), *request.http_version() <= (1, 0));
-    let asks_for = |option| asked.is_some_and(|asked| asked.to_ascii_lowercase().contains(option));
-    if asks_for("close") || asks_for_upgrade(request) || (is_old && !asks_for("keep-alive")) {
+    let is_old = *request.http_version() <= (1, 0);
+    let asks_for = |option| asks_for(request, option);
+    if asks_for("close") || asks_for("upgrade") || (is_old && !asks_for("keep-alive")) {
         return "Connection: close\r\n";
     }
     if is_old { "Connection: keep-alive\r\n" } else { "" }
+}
+
+/// Whether the client asks that of its connection, in the way in which `tiny_http` reads it.
+pub fn asks_for(request: &Request, option: &str) -> bool {
+    find_header(request, "Connection").is_some_and(|asked| asked.to_ascii_lowercase().contains(option))
 }
 
 pub fn find_headers<'a>(request: &'a Request, name: &'static str) -> impl Iterator<Item = &'a str> {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::{Node, Role, not_joined};
 use crate::http::client::CallError;
 use crate::protocol::error::{Error, Kind};
-use crate::protocol::messages::{JoinAnswer, JoinRequest, PROTOCOL};
+use crate::protocol::messages::{JoinAnswer, JoinRequest, PROTOCOL, whole_ms};
 use crate::tree::{self, Member, Process};
 
 /// Between two joins of a node that has its place.
@@ -43,6 +43,10 @@ const ASK_LIMIT: Duration = Duration::from_secs(1);
 pub fn join_root(node: &Node) -> Result<(), String> {
     let started = Instant::now();
     let mut next_report = started;
+    // Before there is a place, for whoever needs another join wakes this thread.
+    if let Role::Other { joiner, .. } = &node.role {
+        joiner.get_or_init(thread::current);
+    }
     while !node.config.is_root() {
         let cause = match try_join(node) {
             Ok(()) => break,
@@ -66,9 +70,6 @@ pub fn join_root(node: &Node) -> Result<(), String> {
 /// Repeats the join until the root says that another process has this place.
 pub fn keep_joined(node: &Node) -> Result<(), String> {
     let mut lost = false;
-    if let Role::Other { joiner, .. } = &node.role {
-        joiner.get_or_init(thread::current);
-    }
     while !node.config.is_root() {
         // Or until somebody needs to know who the root is now.
         thread::park_timeout(if lost { RETRY_PAUSE } else { REJOIN_PAUSE });
@@ -104,10 +105,6 @@ fn try_join(node: &Node) -> Result<(), CallError> {
     let answer = answer.inspect_err(|cause| node.note_join(|joins| joins.failed = Some((asked, cause.to_string()))))?;
     node.take_place(answer, asked);
     Ok(())
-}
-
-fn whole_ms(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn refusal(node: &Node, cause: &CallError) -> String {

@@ -144,11 +144,12 @@ impl Node {
     }
 
     fn wait_for_leases(&self, lease: Duration) {
+        let before = self.young_for();
         self.store().wait_for_leases(lease, Instant::now());
-        log::info!(
-            "no write finishes for {:.1?}: nodes may hold copies that another root has granted",
-            self.young_for()
-        );
+        let young_for = self.young_for();
+        if young_for > before {
+            log::info!("no write finishes for {young_for:.1?}: nodes may hold copies that another root has granted");
+        }
     }
 
     /// For how long this root can finish no write.

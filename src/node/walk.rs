@@ -13,6 +13,7 @@ use crate::cache::store::{Condition, Leased, Reading, Refusal, Source, Step, Tur
 use crate::http::client::{CallError, Reply, Sent};
 use crate::protocol::call::{Call, PassedOn};
 use crate::protocol::error::{Error, Kind};
+use crate::protocol::messages::whole_ms;
 use crate::tree::{ALIVE, NodeRef};
 
 /// What a read may take in all.
@@ -110,7 +111,6 @@ impl Node {
             if wait < ANSWER_TIME || (!is_root && (above_asked || self.is_passed_over(&ancestor.url, asked_at))) {
                 continue;
             }
-            self.metrics.fetches_sent.count();
             let cause = match self.fetch(ancestor, key, wait, limit) {
                 Ok(fetched) => return Ok((fetched, asked_at)),
                 Err(cause) => cause,
@@ -118,13 +118,8 @@ impl Node {
             match cause {
                 // Another root answers there, which the next join makes ours.
                 CallError::Refused { status: 409, .. } if is_root => {
-                    if let Ok(Joined { place, .. }) = self.joined_after(Instant::now(), deadline)
-                        && let Some(root) = place.ancestors.last()
-                        && let asked_at = Instant::now()
-                        && let left = deadline.saturating_duration_since(asked_at)
-                        && let Ok(fetched) = self.fetch(root, key, left, left)
-                    {
-                        return Ok((fetched, asked_at));
+                    if let Some(fetched) = self.ask_new_root(key, deadline) {
+                        return Ok(fetched);
                     }
                 }
                 _ if is_root => {}
@@ -140,7 +135,17 @@ impl Node {
         Err(no_answer(key, &causes))
     }
 
+    /// Asks the root once more, after a fresh join.
+    fn ask_new_root(&self, key: &str, deadline: Instant) -> Option<(Leased, Instant)> {
+        let Joined { place, .. } = self.joined_after(Instant::now(), deadline).ok()?;
+        let asked_at = Instant::now();
+        let left = deadline.saturating_duration_since(asked_at);
+        let fetched = self.fetch(place.ancestors.last()?, key, left, left).ok()?;
+        Some((fetched, asked_at))
+    }
+
     fn fetch(&self, from: &NodeRef, key: &str, wait: Duration, limit: Duration) -> Result<Leased, CallError> {
+        self.metrics.fetches_sent.count();
         let NodeRef { name, url, run } = self.myself.clone();
         let call = Call::Fetch { key: key.to_owned(), to: from.run, holder: Some(Holder { name, url, run }), wait };
         self.client.fetch_copy(&from.url, from.run, &call, limit)
@@ -204,32 +209,23 @@ impl Node {
 
     /// Passes a client's write on to the root, and once more if that was another run. Without an answer the error says
     /// whether it may have been applied.
-    pub fn forward(
-        &self,
-        call: impl Fn(PassedOn) -> Call,
-        body: &[u8],
-        conditions: &[(&str, &str)],
-    ) -> Result<Reply, Error> {
+    pub fn forward(&self, mut call: Call, body: &[u8], conditions: &[(&str, &str)]) -> Result<Reply, Error> {
         let not_applied = |text: String| Kind::ServiceUnavailable.error(format!("{text}; it was not applied"));
         let mut joined = self.joined()?;
         let deadline = write_deadline(joined.lease);
-        let join_again = |to: u64| {
-            let lost = |cause| {
-                let (method, path) = call(PassedOn { to, until_ms: 0 }).write();
-                not_applied(self.not_passed_on(method, &path, &cause))
-            };
-            self.joined_after(Instant::now(), deadline).map_err(lost)
+        let join_again = |call: &Call| {
+            let joined = self.joined_after(Instant::now(), deadline);
+            joined.map_err(|cause| not_applied(self.not_passed_on(call, &cause)))
         };
         if joined.asked.elapsed() > ALIVE {
-            joined = join_again(joined.root_run)?;
+            joined = join_again(&call)?;
         }
         let mut is_again = false;
         loop {
             let limit = deadline.saturating_duration_since(Instant::now());
             // Rule 11: its clock may be a tenth faster than ours.
             let until = Duration::from_millis(joined.root_ms) + (joined.heard.elapsed() + limit) * 10 / 11;
-            let until_ms = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
-            let call = call(PassedOn { to: joined.root_run, until_ms });
+            call.say_passed_on(PassedOn { to: joined.root_run, until_ms: whole_ms(until) });
             let sent = Sent { call: &call, body, conditions, via: Some(&self.myself.name) };
             let (text, cause) = match self.send_to_root(&sent, limit, Some(joined.root_run), WRITE_ANSWERS) {
                 Ok(reply) => return Ok(reply),
@@ -237,7 +233,7 @@ impl Node {
             };
             match cause {
                 CallError::Refused { status: 409, .. } if !is_again => {
-                    joined = join_again(joined.root_run)?;
+                    joined = join_again(&call)?;
                     is_again = true;
                 }
                 // Who stands in between may have passed it on.
@@ -271,13 +267,11 @@ impl Node {
         let is_answer = |reply: &Reply| answers.contains(&reply.status) && (run.is_none() || reply.run == run);
         let reply = self.client.send(root_url, sent, limit);
         let reply = reply.and_then(|reply| if is_answer(&reply) { Ok(reply) } else { Err(reply.refused()) });
-        reply.map_err(|cause| {
-            let (method, path) = sent.call.write();
-            (self.not_passed_on(method, &path, &cause), cause)
-        })
+        reply.map_err(|cause| (self.not_passed_on(sent.call, &cause), cause))
     }
 
-    fn not_passed_on(&self, method: &str, target: &str, cause: &impl Display) -> String {
+    fn not_passed_on(&self, call: &Call, cause: &impl Display) -> String {
+        let (method, target) = call.write();
         let path = target.split('?').next().unwrap_or_default();
         format!("could not pass {method} {path} on to the root at {}: {cause}", self.config.root_url)
     }

@@ -116,6 +116,13 @@ impl Call {
         }
     }
 
+    /// Adds to a write what a node says that passes it on.
+    pub fn say_passed_on(&mut self, what: PassedOn) {
+        if let Self::Put(_, passed_on) | Self::Delete(_, passed_on) = self {
+            *passed_on = Some(what);
+        }
+    }
+
     /// Whether a node that sends this shows the token: where only nodes may ask, and in a write that is passed on.
     /// Whoever is asked who he is, or for the tree, has not shown it himself yet.
     pub fn shows_token(&self) -> bool {

@@ -28,6 +28,11 @@ pub fn from_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, String> {
     serde_json::from_str(text).map_err(|error| format!("the body is not what is asked for: {error}"))
 }
 
+/// A time as it travels.
+pub fn whole_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// In every answer: the run of the process that gave it (rule 8).
 pub const RUN_HEADER: &str = "Tree-Cache-Run";
 
