@@ -127,13 +127,10 @@ impl Answer {
 }
 
 impl From<Error> for Answer {
-    fn from(Error { kind, text }: Error) -> Self {
-        let answer = Self::json(kind.status(), messages::to_json(&ErrorAnswer { detail: text.into() }));
-        match kind {
-            Kind::Unauthorized => answer.with_header("WWW-Authenticate", "Bearer"),
-            Kind::MethodNotAllowed(allow) => answer.with_header("Allow", allow),
-            _ => answer,
-        }
+    fn from(Error { kind, text, allow }: Error) -> Self {
+        let mut answer = Self::json(kind as u16, messages::to_json(&ErrorAnswer { detail: text.into() }));
+        answer.headers.extend(allow.map(|methods| ("Allow", methods)));
+        if kind == Kind::Unauthorized { answer.with_header("WWW-Authenticate", "Bearer") } else { answer }
     }
 }
 

@@ -224,10 +224,11 @@ fn read_copies(method: &str, segment: &str, query: &str) -> Result<Call, Error> 
 
 /// Reads a method that is none of those which a path has a call for.
 fn read_other(method: &str, allow: &'static str) -> Result<Call, Error> {
-    match method {
-        "OPTIONS" => Ok(Call::Options(allow)),
-        _ => Err(Kind::MethodNotAllowed(allow).error(format!("the method {method:?} is not one of {allow}"))),
+    if method == "OPTIONS" {
+        return Ok(Call::Options(allow));
     }
+    let error = Kind::MethodNotAllowed.error(format!("the method {method:?} is not one of {allow}"));
+    Err(Error { allow: Some(allow), ..error })
 }
 
 fn no_path(path: &str) -> Error {

@@ -8,49 +8,31 @@ use std::fmt;
 /// What a node says of a key that the root does not have. A stranger's 404 says something else.
 pub const KEY_NOT_FOUND: &str = "Key not found";
 
+/// Each is the number of its status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    BadRequest,
+    BadRequest = 400,
     /// The token is missing or wrong.
-    Unauthorized,
-    Forbidden,
-    NotFound,
-    /// With the methods that the path knows.
-    MethodNotAllowed(&'static str),
-    Conflict,
-    PreconditionFailed,
-    UnsupportedMediaType,
-    ContentTooLarge,
+    Unauthorized = 401,
+    Forbidden = 403,
+    NotFound = 404,
+    MethodNotAllowed = 405,
+    Conflict = 409,
+    PreconditionFailed = 412,
+    ContentTooLarge = 413,
+    UnsupportedMediaType = 415,
     /// It is for the root, and this node is not.
-    MisdirectedRequest,
-    UnprocessableContent,
+    MisdirectedRequest = 421,
+    UnprocessableContent = 422,
     /// Not now; it may be tried again.
-    ServiceUnavailable,
-    InsufficientStorage,
+    ServiceUnavailable = 503,
+    InsufficientStorage = 507,
 }
 
 impl Kind {
-    pub fn status(self) -> u16 {
-        match self {
-            Self::BadRequest => 400,
-            Self::Unauthorized => 401,
-            Self::Forbidden => 403,
-            Self::NotFound => 404,
-            Self::MethodNotAllowed(_) => 405,
-            Self::Conflict => 409,
-            Self::PreconditionFailed => 412,
-            Self::UnsupportedMediaType => 415,
-            Self::ContentTooLarge => 413,
-            Self::MisdirectedRequest => 421,
-            Self::UnprocessableContent => 422,
-            Self::ServiceUnavailable => 503,
-            Self::InsufficientStorage => 507,
-        }
-    }
-
     /// An error of this kind; the text names the operand and, if there is one, the cause.
     pub fn error(self, text: impl Into<String>) -> Error {
-        Error { kind: self, text: text.into() }
+        Error { kind: self, text: text.into(), allow: None }
     }
 }
 
@@ -58,6 +40,8 @@ impl Kind {
 pub struct Error {
     pub kind: Kind,
     pub text: String,
+    /// The methods that the path knows, if it does not know the one that was asked for.
+    pub allow: Option<&'static str>,
 }
 
 impl fmt::Display for Error {
