@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use super::client::Reply;
 use super::page;
-use super::server::{Answer, Body, Incoming};
+use super::server::{Answer, Incoming};
 use crate::cache::leases::Holder;
 use crate::cache::store::{Condition, Leased, Source, Write};
 use crate::cache::value::{self, Value};
@@ -326,7 +326,7 @@ fn fetch(node: &Node, key: &str, holder: Option<&Holder>, wait: Duration) -> Res
 
 /// An answer that ends with a value.
 fn answer_with(start: &[u8], value: &Value) -> Answer {
-    Answer::json(200, Body { start: start.to_vec(), shared: value.last_field() })
+    Answer { value: value.last_field(), ..Answer::json(200, start.to_vec()) }
 }
 
 fn answer_json(value: &impl Serialize) -> Answer {

@@ -12,7 +12,6 @@
 
 use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
-use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -76,45 +75,27 @@ impl Incoming<'_> {
 }
 
 /// What is sent back.
-#[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
     pub headers: Vec<(&'static str, &'static str)>,
-    pub body: Body,
-}
-
-/// The body of an answer: what was written for it, and then, if it ends with a value, the value's own bytes, which may
-/// be many and are not copied.
-#[derive(Debug, Clone, Default)]
-pub struct Body {
-    pub start: Vec<u8>,
-    pub shared: Arc<Vec<u8>>,
-}
-
-impl Body {
-    fn len(&self) -> usize {
-        self.start.len() + self.shared.len()
-    }
-}
-
-impl From<Vec<u8>> for Body {
-    fn from(start: Vec<u8>) -> Self {
-        Self { start, ..Self::default() }
-    }
+    /// The body: what was written for it, and then, if it ends with a value, the value's own bytes, which may be many and
+    /// are not copied.
+    pub body: Vec<u8>,
+    pub value: Arc<Vec<u8>>,
 }
 
 impl Answer {
     /// No HTTP cache in between may keep any answer: what it answered after a write would be stale.
     pub fn empty(status: u16) -> Self {
-        Self { status, headers: vec![("Cache-Control", "no-store")], body: Body::default() }
+        Self { status, headers: vec![("Cache-Control", "no-store")], body: Vec::new(), value: Arc::default() }
     }
 
-    pub fn new(status: u16, content_type: &'static str, body: impl Into<Body>) -> Self {
-        Self { body: body.into(), ..Self::empty(status).with_header("Content-Type", content_type) }
+    pub fn new(status: u16, content_type: &'static str, body: Vec<u8>) -> Self {
+        Self { body, ..Self::empty(status).with_header("Content-Type", content_type) }
     }
 
     /// An answer with a JSON body. Whoever gets a 503 may try again soon.
-    pub fn json(status: u16, body: impl Into<Body>) -> Self {
+    pub fn json(status: u16, body: Vec<u8>) -> Self {
         let answer = Self::new(status, "application/json", body);
         if status == 503 { answer.with_header("Retry-After", "1") } else { answer }
     }
@@ -338,18 +319,16 @@ impl Server {
 /// Sends the answer to a request whose body has been read. The head is ours, since `tiny_http`'s own gives a 204 a
 /// length, sends 32 KiB and more in chunks, obeys `TE`, and does not say that an old connection stays.
 fn send(request: Request, answer: &Answer) {
-    let mut head = write_head(answer, connection_of(&request)).into_bytes();
-    let Body { start, shared } = &answer.body;
-    let is_head = *request.method() == Method::Head;
+    let head = write_head(answer, connection_of(&request));
+    let mut parts = [head.as_bytes(), &answer.body, &answer.value];
+    if *request.method() == Method::Head {
+        parts[1..].fill(&[]);
+    }
     let mut writer = request.into_writer();
-    let sent = if is_head {
-        writer.write_all(&head)
-    } else if answer.body.len() <= ONE_WRITE_BYTES {
-        head.extend_from_slice(start);
-        head.extend_from_slice(shared);
-        writer.write_all(&head)
+    let sent = if parts[1].len() + parts[2].len() <= ONE_WRITE_BYTES {
+        writer.write_all(&parts.concat())
     } else {
-        [&head, start, shared].iter().try_for_each(|part| writer.write_all(part))
+        parts.iter().try_for_each(|part| writer.write_all(part))
     };
     note_sent(sent.and_then(|()| writer.flush()));
 }
@@ -362,7 +341,7 @@ fn send(request: Request, answer: &Answer) {
 /// what comes can be read into nothing, or the stream forgotten where the length is absurd: that costs a thread
 /// and two descriptors each time.
 fn refuse(request: Request, answer: &Answer) {
-    let body = if *request.method() == Method::Head { &[][..] } else { &answer.body.start };
+    let body = if *request.method() == Method::Head { &[][..] } else { &answer.body };
     let head = write_head(answer, "Connection: close\r\n");
     let Some(length) = request.body_length() else {
         let mut writer = request.into_writer();
@@ -404,18 +383,15 @@ fn note_sent(sent: io::Result<()>) {
 }
 
 fn write_head(answer: &Answer, connection: &str) -> String {
-    let (status, length) = (answer.status, answer.body.len());
-    let reason = StatusCode(status).default_reason_phrase();
+    let reason = StatusCode(answer.status).default_reason_phrase();
     let date = httpdate::HttpDate::from(SystemTime::now());
-    // Long enough for all but the page's, and for a small body behind it.
-    let mut head = String::with_capacity(512);
-    let to_string = "a string takes what is written";
-    write!(head, "HTTP/1.1 {status} {reason}\r\nDate: {date}\r\n").expect(to_string);
+    let mut head = format!("HTTP/1.1 {} {reason}\r\nDate: {date}\r\n", answer.status);
     for (name, value) in &answer.headers {
         head.extend([name, ": ", value, "\r\n"]);
     }
-    if status != 204 {
-        write!(head, "Content-Length: {length}\r\n").expect(to_string);
+    if answer.status != 204 {
+        let length = answer.body.len() + answer.value.len();
+        head.extend(["Content-Length: ", &length.to_string(), "\r\n"]);
     }
     head + connection + "\r\n"
 }
