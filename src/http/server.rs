@@ -343,11 +343,7 @@ fn send(request: Request, answer: &Answer) {
 fn refuse(request: Request, answer: &Answer) {
     let body = if *request.method() == Method::Head { &[][..] } else { &answer.body };
     let head = write_head(answer, "Connection: close\r\n");
-    let Some(length) = request.body_length() else {
-        let mut writer = request.into_writer();
-        let all = [head.as_bytes(), body].concat();
-        return note_sent(writer.write_all(&all).and_then(|()| writer.flush()));
-    };
+    let length = request.body_length().unwrap_or(0);
     // `tiny_http` writes the head of an upgrade: its own status line and date, a length only behind a line end that is
     // smuggled in (CVE-2026-66753; Cargo.toml names this very version). It is all ours, and constant but for numbers.
     let rest = head.splitn(3, "\r\n").nth(2).expect("status, date, and the rest").trim_end();
