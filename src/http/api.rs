@@ -45,7 +45,7 @@ pub fn handle(node: &Arc<Node>, incoming: Result<Incoming, Error>) -> Answer {
 }
 
 fn respond(node: &Arc<Node>, incoming: Incoming) -> Result<Answer, Error> {
-    let request = Request::read(incoming.method(), incoming.target());
+    let request = Request::read(incoming.request.method().as_str(), incoming.request.url());
     expect_host(node, request.host, &incoming)?;
     match request.open(|| expect_node(node, &incoming))? {
         // The same URL has two answers, and a cache in between must know.

@@ -47,22 +47,12 @@ const DEAF_TIME: Duration = Duration::from_secs(5);
 
 /// A request as the handler sees it: its body has been read whole.
 pub struct Incoming<'a> {
-    request: &'a Request,
+    pub request: &'a Request,
     /// Empty if there was none.
     pub body: Vec<u8>,
 }
 
 impl Incoming<'_> {
-    /// `GET`, `PUT`, or whatever the client wrote.
-    pub fn method(&self) -> &str {
-        self.request.method().as_str()
-    }
-
-    /// The path and query, still encoded.
-    pub fn target(&self) -> &str {
-        self.request.url()
-    }
-
     /// The values of all headers of that name, whatever its case.
     pub fn headers(&self, name: &'static str) -> impl Iterator<Item = &str> {
         find_headers(self.request, name)

@@ -52,7 +52,7 @@ fn no_request_waits_for_another_to_be_answered() {
 #[test]
 fn a_panic_ends_one_request_and_no_thread() {
     let address = start(|incoming| {
-        assert_ne!(incoming.target(), "/panic", "on purpose");
+        assert_ne!(incoming.request.url(), "/panic", "on purpose");
         Answer::json(200, b"\n".to_vec())
     });
     for _ in 0..=SPARE_THREADS {
@@ -66,7 +66,7 @@ fn a_connection_never_has_more_than_one_thread() {
     let seen = Arc::clone(&most);
     let address = start(move |incoming| {
         // The sentinel asks too, on a connection of its own.
-        if incoming.target() == "/counted" {
+        if incoming.request.url() == "/counted" {
             seen.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
             thread::yield_now();
             now.fetch_sub(1, SeqCst);
@@ -79,7 +79,8 @@ fn a_connection_never_has_more_than_one_thread() {
 
 #[test]
 fn pipelined_requests_stay_in_their_order_and_none_is_stuck() {
-    let address = start(|incoming| Answer::json(if incoming.target() == "/first" { 201 } else { 202 }, b"\n".to_vec()));
+    let address =
+        start(|incoming| Answer::json(if incoming.request.url() == "/first" { 201 } else { 202 }, b"\n".to_vec()));
     let client = || {
         let (mut stream, pair) = (ask(address, &[]), "GET /first HTTP/1.1\r\n\r\nGET /second HTTP/1.1\r\n\r\n");
         for _ in 0..2000 {
