@@ -164,9 +164,8 @@ impl<'a> Request<'a> {
 
     /// What is asked. Where only nodes may ask it, `expect_node` has the first word.
     pub fn open(self, expect_node: impl FnOnce() -> Result<(), Error>) -> Result<Call, Error> {
-        match self.who {
-            Who::Anybody => {}
-            Who::Nodes => expect_node()?,
+        if self.who == Who::Nodes {
+            expect_node()?;
         }
         self.call
     }
@@ -189,7 +188,7 @@ fn split_target(target: &str) -> Option<(Option<&str>, &str, &str)> {
 fn read_store(method: &str, segment: &str, query: &str) -> Result<Call, Error> {
     let key = key::decode(segment);
     // To a client neither means anything.
-    let number = |name| read_parameter(query, name).and_then(read_digits);
+    let number = |name| find_parameter(query, name).and_then(read_digits);
     let passed_on = || Some(PassedOn { to: number("to")?, until_ms: number("until_ms")? });
     match method {
         "GET" | "HEAD" => Ok(Call::Get(key?)),
@@ -201,25 +200,38 @@ fn read_store(method: &str, segment: &str, query: &str) -> Result<Call, Error> {
 
 fn read_copies(method: &str, segment: &str, query: &str) -> Result<Call, Error> {
     let key = key::decode(segment);
+    let number = |name| read_parameter(query, name, "a whole number", read_digits);
+    let holder = |_| {
+        Ok(Holder {
+            name: read_parameter(query, "holder", "the name of a node", |name| tree::id_of(name).map(tree::name))?,
+            url: read_parameter(query, "url", "a URL of the form http://host:port", |url| {
+                base_url(&key::decode(url).ok()?)
+            })?,
+            run: number("run")?,
+        })
+    };
     match method {
         "GET" => Ok(Call::Fetch {
             key: key?,
-            to: read_number(query, "to")?,
-            holder: match read_parameter(query, "holder") {
-                None => None,
-                Some(_) => {
-                    Some(Holder { name: read_name(query)?, url: read_url(query)?, run: read_number(query, "run")? })
-                }
-            },
-            wait: Duration::from_millis(read_number(query, "wait_ms")?),
+            to: number("to")?,
+            holder: find_parameter(query, "holder").map(holder).transpose()?,
+            wait: Duration::from_millis(number("wait_ms")?),
         }),
         "DELETE" => Ok(Call::Invalidate {
             key: key?,
-            to: read_number(query, "to")?,
-            level: read_number(query, "level")?.try_into().unwrap_or(u32::MAX),
+            to: number("to")?,
+            level: number("level")?.try_into().unwrap_or(u32::MAX),
         }),
         _ => read_other(method, "GET, DELETE, OPTIONS"),
     }
+}
+
+fn read_limit(query: &str) -> Result<usize, Error> {
+    if find_parameter(query, "limit").is_none() {
+        return Ok(MAX_LISTED);
+    }
+    let in_range = |text: &str| read_digits(text).filter(|limit| (1..=MAX_LISTED).contains(limit));
+    read_parameter(query, "limit", &format!("a whole number from 1 to {MAX_LISTED}"), in_range)
 }
 
 /// Reads a method that is none of those which a path has a call for.
@@ -240,39 +252,19 @@ fn shorten(text: &str) -> String {
     text.chars().take(100).collect()
 }
 
-fn read_parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+fn find_parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
     query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
 }
 
-fn read_number(query: &str, name: &str) -> Result<u64, Error> {
-    let text = read_parameter(query, name).unwrap_or_default();
-    read_digits(text).ok_or_else(|| Kind::BadRequest.error(format!("{name}={text:?} is not a whole number")))
+/// What `read` makes of a parameter, or that it is not `what` it should be.
+fn read_parameter<T>(query: &str, name: &str, what: &str, read: impl Fn(&str) -> Option<T>) -> Result<T, Error> {
+    let text = find_parameter(query, name).unwrap_or_default();
+    read(text).ok_or_else(|| Kind::BadRequest.error(format!("{name}={text:?} is not {what}")))
 }
 
 /// A number of digits only; Rust takes a sign for a part of one.
 pub fn read_digits<T: FromStr>(text: &str) -> Option<T> {
     Some(text).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()
-}
-
-fn read_name(query: &str) -> Result<String, Error> {
-    let name = read_parameter(query, "holder").unwrap_or_default();
-    tree::id_of(name)
-        .map(|_| name.to_owned())
-        .ok_or_else(|| Kind::BadRequest.error(format!("holder={name:?} is not the name of a node")))
-}
-
-fn read_url(query: &str) -> Result<String, Error> {
-    let text = read_parameter(query, "url").unwrap_or_default();
-    let url = key::decode(text).ok().and_then(|url| base_url(&url));
-    url.ok_or_else(|| Kind::BadRequest.error(format!("url={text:?} is not a URL of the form http://host:port")))
-}
-
-fn read_limit(query: &str) -> Result<usize, Error> {
-    let Some(text) = read_parameter(query, "limit") else { return Ok(MAX_LISTED) };
-    match read_digits(text) {
-        Some(limit @ 1..=MAX_LISTED) => Ok(limit),
-        _ => Err(Kind::BadRequest.error(format!("limit={text:?} is not a whole number from 1 to {MAX_LISTED}"))),
-    }
 }
 
 #[cfg(test)]
