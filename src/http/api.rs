@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::client::Reply;
@@ -22,7 +23,7 @@ use crate::config::{base_url, host_of};
 use crate::node::{Node, READ_LIMIT, join, not_joined};
 use crate::protocol::call::{Call, PassedOn, Request};
 use crate::protocol::error::{Error, KEY_NOT_FOUND, Kind};
-use crate::protocol::messages::{self, Acknowledgement, Description, JoinRequest, RUN_HEADER};
+use crate::protocol::messages::{self, Acknowledgement, JoinRequest, RUN_HEADER};
 use crate::tree;
 
 /// A listing has at most this length; a value for which there is no room any more is left out.
@@ -57,7 +58,7 @@ fn respond(node: &Arc<Node>, incoming: Incoming) -> Result<Answer, Error> {
         Call::DescribeApi => Ok(page::description()),
         Call::Metrics => Ok(metrics(node)),
         Call::Options(allow) => Ok(Answer::empty(204).with_header("Allow", allow)),
-        Call::Health => node.expect_ready().map(|()| answer_json(&serde_json::json!({ "status": "ok" }))),
+        Call::Health => node.expect_ready().map(|()| answer_json(&json!({ "status": "ok" }))),
         // Also before it has its place: a node that is told to join here, perhaps itself, would wait in vain.
         Call::Join if !node.config.is_root() => Err(node.not_root(Kind::MisdirectedRequest)),
         Call::Put(..) | Call::Delete(..) if !node.is_joined() => {
@@ -190,7 +191,7 @@ fn read_ttl(seconds: f64) -> Result<Duration, Error> {
 fn delete(node: &Arc<Node>, key: &str, passed_on: Option<PassedOn>, incoming: &Incoming) -> Result<Answer, Error> {
     let deadline = read_deadline(node, passed_on, incoming)?;
     node.write(key, Write::Delete, read_condition(incoming)?, deadline)?;
-    Ok(answer_json(&serde_json::json!({ "key": key })))
+    Ok(answer_json(&json!({ "key": key })))
 }
 
 /// Until when a write may be done. What it says itself counts if a node has passed it on.
@@ -273,27 +274,30 @@ fn list(node: &Node, limit: usize) -> Answer {
 fn describe(node: &Node) -> Answer {
     let (place, gauges) = (node.place(), node.gauges());
     let place = place.as_deref();
-    answer_json(&Description {
-        node: &node.myself.name,
-        id: node.config.node_id,
-        role: if node.config.is_root() { "root" } else { "node" },
-        run: node.myself.run,
-        joined: place.is_some(),
-        position: place.map(|place| place.position),
-        depth: place.map(|place| tree::level(place.position)),
-        url: &node.myself.url,
-        path: place.and_then(|place| place.path.as_ref()),
-        parent: place.and_then(|place| place.ancestors.first().map(Into::into)),
-        ancestors: place.map_or_else(Vec::new, |place| place.ancestors.iter().map(Into::into).collect()),
-        children: place.map_or_else(Vec::new, |place| place.children.iter().map(Into::into).collect()),
-        zookeeper: node.zookeeper(),
-        entries: gauges.entries,
-        copies: gauges.copies,
-        bytes: gauges.bytes,
-        uptime_seconds: node.started.elapsed().as_secs(),
-        version: env!("CARGO_PKG_VERSION"),
-        young_for_ms: node.config.is_root().then(|| messages::whole_ms(node.young_for())),
-    })
+    let mut description = json!({
+        "node": node.myself.name,
+        "id": node.config.node_id,
+        "role": if node.config.is_root() { "root" } else { "node" },
+        "run": node.myself.run,
+        "joined": place.is_some(),
+        "position": place.map(|place| place.position),
+        "depth": place.map(|place| tree::level(place.position)),
+        "url": node.myself.url,
+        "path": place.and_then(|place| place.path.as_ref()),
+        "parent": place.and_then(|place| place.ancestors.first()),
+        "ancestors": place.map_or(&[][..], |place| &place.ancestors),
+        "children": place.map_or(&[][..], |place| &place.children),
+        "zookeeper": node.zookeeper(),
+        "entries": gauges.entries,
+        "copies": gauges.copies,
+        "bytes": gauges.bytes,
+        "uptime_seconds": node.started.elapsed().as_secs(),
+        "version": env!("CARGO_PKG_VERSION"),
+    });
+    if node.config.is_root() {
+        description["young_for_ms"] = messages::whole_ms(node.young_for()).into();
+    }
+    answer_json(&description)
 }
 
 fn metrics(node: &Node) -> Answer {

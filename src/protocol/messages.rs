@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use crate::cache::store::Leased;
 use crate::cache::value::{self, Value};
-use crate::tree::{NodeRef, Place};
+use crate::tree::Place;
 
 /// The JSON of one of our own types.
 pub fn to_json(value: &impl Serialize) -> Vec<u8> {
@@ -107,46 +107,7 @@ pub struct Acknowledgement {
     pub run: u64,
 }
 
-/// `GET /`: who and where a node is.
-#[derive(Serialize)]
-pub struct Description<'a> {
-    pub node: &'a str,
-    pub id: u32,
-    pub role: &'a str,
-    pub run: u64,
-    pub joined: bool,
-    pub position: Option<u32>,
-    pub depth: Option<u32>,
-    pub url: &'a str,
-    pub path: Option<&'a Vec<String>>,
-    pub parent: Option<Named<'a>>,
-    pub ancestors: Vec<Named<'a>>,
-    pub children: Vec<Named<'a>>,
-    pub zookeeper: &'a str,
-    pub entries: usize,
-    pub copies: usize,
-    pub bytes: usize,
-    pub uptime_seconds: u64,
-    pub version: &'a str,
-    /// For how long this root can finish no write.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub young_for_ms: Option<u64>,
-}
-
-/// Another node, as clients are told of it.
-#[derive(Serialize)]
-pub struct Named<'a> {
-    pub name: &'a str,
-    pub url: &'a str,
-}
-
-impl<'a> From<&'a NodeRef> for Named<'a> {
-    fn from(NodeRef { name, url, .. }: &'a NodeRef) -> Self {
-        Self { name, url }
-    }
-}
-
-/// What another node reads of a [`Description`].
+/// `GET /`: what another node reads of it. What clients do stands where it is written, in `http/api.rs`.
 #[derive(Debug, Deserialize)]
 pub struct Identity {
     pub run: u64,

@@ -322,7 +322,8 @@ fn a_listing_has_at_most_one_mebibyte() {
 #[test]
 fn a_node_describes_itself() {
     let tree = Tree::start(3, &[]);
-    let refer = |id: usize| json!({ "name": format!("NODE-{id}"), "url": tree.node(id).url });
+    let refer =
+        |id: usize| json!({ "name": format!("NODE-{id}"), "url": tree.node(id).url, "run": tree.node(id).run() });
     // NODE-3 hears of its children with its next join.
     let node = tree.node(3);
     poll_until(Duration::from_secs(5), "both children at NODE-3", || {

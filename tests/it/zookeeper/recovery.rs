@@ -142,7 +142,7 @@ fn whoever_can_write_to_zookeeper_is_not_a_node_for_that() {
     tree.nodes[3].restart();
     let place = tree.node(4).get("/").json();
     assert_eq!((&place["position"], &place["path"]), (&json!(3), &json!(["NODE-1", "NODE-2", "NODE-4"])));
-    assert_eq!(place["ancestors"], json!([{ "name": "NODE-1", "url": tree.root().url }]));
+    assert_eq!(place["ancestors"], json!([{ "name": "NODE-1", "url": tree.root().url, "run": tree.root().run() }]));
     let listed = tree.root().get("/nodes").json()["nodes"][1].clone();
     assert_eq!((&listed["name"], &listed["url"], &listed["alive"]), (&json!("NODE-2"), &json!(null), &json!(false)));
     tree.node(4).get("/store/k").expect_error(404, "Key not found");
