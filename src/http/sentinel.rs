@@ -17,7 +17,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -57,7 +57,7 @@ const MAX_SILENCE: u32 = 5;
 
 /// The other end of the sentinel's thread.
 pub struct Sentinel {
-    noticed: Arc<Noticed>,
+    new_clients: Arc<AtomicU64>,
     thread: Thread,
     /// Who has sent a request in this period, and who in the one before; only others tell of new connections. Those that
     /// come each second, as nodes do, must not have us knock each second: a knock keeps a thread that is idle from
@@ -67,20 +67,20 @@ pub struct Sentinel {
     known_since: Instant,
 }
 
-#[derive(Default)]
-struct Noticed {
-    new_clients: AtomicU64,
-    parked: AtomicBool,
-}
-
 impl Sentinel {
     /// Watches the server at `address`; reports to `fatal` when it has been silent for too long.
     pub fn start(address: SocketAddr, fatal: impl Fn(String) + Send + 'static) -> io::Result<Self> {
-        let noticed = Arc::<Noticed>::default();
-        let there = Arc::clone(&noticed);
+        let new_clients = Arc::<AtomicU64>::default();
+        let there = Arc::clone(&new_clients);
         let watch = move || watch(reachable(address), &there, &fatal);
         let thread = thread::Builder::new().name("sentinel".to_owned()).spawn(watch)?.thread().clone();
-        Ok(Self { noticed, thread, known: HashSet::new(), known_before: HashSet::new(), known_since: Instant::now() })
+        Ok(Self {
+            new_clients,
+            thread,
+            known: HashSet::new(),
+            known_before: HashSet::new(),
+            known_since: Instant::now(),
+        })
     }
 
     /// Says that a request came from that client; cheap, for it is called for each of them.
@@ -92,19 +92,18 @@ impl Sentinel {
         if !self.known.insert(client) || self.known_before.contains(&client) {
             return;
         }
-        self.noticed.new_clients.fetch_add(1, Ordering::SeqCst);
-        if self.noticed.parked.load(Ordering::SeqCst) {
-            self.thread.unpark();
-        }
+        self.new_clients.fetch_add(1, Ordering::SeqCst);
+        // If it is about to park, it does not: no new client is overlooked.
+        self.thread.unpark();
     }
 }
 
-fn watch(address: SocketAddr, noticed: &Noticed, fatal: &impl Fn(String)) {
+fn watch(address: SocketAddr, new_clients: &AtomicU64, fatal: &impl Fn(String)) {
     let (mut last_sign, mut last_check) = (Instant::now(), Instant::now());
     let (mut seen, mut knocks, mut saved, mut failures) = (0, 1, SAVED_KNOCKS, 0);
     let mut threads_before = count_threads();
     loop {
-        let (clients, threads) = (noticed.new_clients.load(Ordering::SeqCst), count_threads());
+        let (clients, threads) = (new_clients.load(Ordering::SeqCst), count_threads());
         if clients > seen || threads > threads_before {
             (last_sign, knocks) = (Instant::now(), MAX_KNOCKS.min(2 * knocks));
         } else {
@@ -121,12 +120,7 @@ fn watch(address: SocketAddr, noticed: &Noticed, fatal: &impl Fn(String)) {
             (0..now).for_each(|_| drop(knock(address)));
         } else {
             saved = SAVED_KNOCKS;
-            noticed.parked.store(true, Ordering::SeqCst);
-            // Looked at again, for a client that came before it could know that it must wake us.
-            if noticed.new_clients.load(Ordering::SeqCst) <= seen {
-                thread::park_timeout(CHECK_PAUSE);
-            }
-            noticed.parked.store(false, Ordering::SeqCst);
+            thread::park_timeout(CHECK_PAUSE);
         }
         if last_check.elapsed() < CHECK_PAUSE {
             continue;
