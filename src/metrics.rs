@@ -18,9 +18,9 @@ impl Counter {
     }
 }
 
-/// One line a counter: its field, its name, its labels, and its help. Those of one name stand together.
+/// One line a counter: its field, its name and labels, and the help of that name, if it is the first one.
 macro_rules! counters {
-    ($($field:ident: $name:literal $labels:literal, $help:literal;)*) => {
+    ($($field:ident: $name:literal, $help:literal;)*) => {
         /// The counters of one node.
         #[derive(Debug, Default)]
         pub struct Metrics {
@@ -30,29 +30,29 @@ macro_rules! counters {
         }
 
         impl Metrics {
-            fn counters(&self) -> Vec<Sample<'_>> {
-                vec![$(Sample($name, $labels.to_owned(), $help, self.$field.0.load(Ordering::Relaxed)),)*]
+            fn counters(&self) -> Vec<Sample> {
+                vec![$(Sample($name.to_owned(), $help, self.$field.0.load(Ordering::Relaxed)),)*]
             }
         }
     };
 }
 
 counters! {
-    reads_from_entry: "reads_total" r#"{from="entry"}"#, "Reads by clients, by what answered them.";
-    reads_from_copy: "reads_total" r#"{from="copy"}"#, "";
-    reads_from_fetch: "reads_total" r#"{from="fetch"}"#, "";
-    reads_from_none: "reads_total" r#"{from="none"}"#, "";
-    writes: "writes_total" "", "Writes that stand; only the root counts them.";
-    forwarded: "forwarded_total" "", "Requests of clients passed on to the root.";
-    fetches_sent: "fetches_sent_total" "", "Fetches sent to ancestors.";
-    grants: "grants_total" "", "Leases granted to other nodes.";
-    invalidations_sent: "invalidations_sent_total" "", "Invalidations sent to holders, repeated ones included.";
-    invalidations_received: "invalidations_received_total" "", "Invalidations received, refused ones included.";
-    silent_holder_waits: "silent_holder_waits_total" "", "Waits until a silent holder's record ran out.";
+    reads_from_entry: r#"reads_total{from="entry"}"#, "Reads by clients, by what answered them.";
+    reads_from_copy: r#"reads_total{from="copy"}"#, "";
+    reads_from_fetch: r#"reads_total{from="fetch"}"#, "";
+    reads_from_none: r#"reads_total{from="none"}"#, "";
+    writes: "writes_total", "Writes that stand; only the root counts them.";
+    forwarded: "forwarded_total", "Requests of clients passed on to the root.";
+    fetches_sent: "fetches_sent_total", "Fetches sent to ancestors.";
+    grants: "grants_total", "Leases granted to other nodes.";
+    invalidations_sent: "invalidations_sent_total", "Invalidations sent to holders, repeated ones included.";
+    invalidations_received: "invalidations_received_total", "Invalidations received, refused ones included.";
+    silent_holder_waits: "silent_holder_waits_total", "Waits until a silent holder's record ran out.";
 }
 
-/// Name, labels, help and value.
-struct Sample<'a>(&'a str, String, &'a str, u64);
+/// Name with labels, help and value.
+struct Sample(String, &'static str, u64);
 
 impl Metrics {
     /// Counts an answer of a status of 400 or more.
@@ -64,12 +64,12 @@ impl Metrics {
         self.refused.lock().expect("nothing panics under this lock")
     }
 
-    /// All in the text format of Prometheus.
+    /// All in the text format of Prometheus. The names of counters, and only these, end with `_total`.
     pub fn render(&self, gauges: Gauges, root_silence: Option<Duration>) -> String {
-        let mut counters = self.counters();
+        let mut samples = self.counters();
         for (status, count) in self.refused().iter() {
-            let labels = format!(r#"{{status="{status}"}}"#);
-            counters.push(Sample("refused_total", labels, "Requests answered with an error, by status.", *count));
+            let name = format!(r#"refused_total{{status="{status}"}}"#);
+            samples.push(Sample(name, "Requests answered with an error, by status.", *count));
         }
         // A node that was never given a place has not heard its root.
         let silence = root_silence.map_or(u64::MAX, |silence| silence.as_secs());
@@ -81,21 +81,18 @@ impl Metrics {
             ("bytes", "What all that is held counts.", gauges.bytes as u64),
             ("threads", "Threads of the process; 0 where they cannot be counted.", count_threads()),
         ];
-        let mut text = String::new();
-        write_samples(&mut text, "counter", &counters);
-        write_samples(&mut text, "gauge", &gauges.map(|(name, help, value)| Sample(name, String::new(), help, value)));
-        text
-    }
-}
-
-fn write_samples(text: &mut String, kind: &str, samples: &[Sample]) {
-    let mut last = "";
-    for Sample(name, labels, help, value) in samples {
-        if *name != last {
-            let _ = writeln!(text, "# HELP tree_cache_{name} {help}\n# TYPE tree_cache_{name} {kind}");
-            last = name;
+        samples.extend(gauges.map(|(name, help, value)| Sample(name.to_owned(), help, value)));
+        let (mut text, mut last) = (String::new(), "");
+        for Sample(sample, help, value) in &samples {
+            let name = sample.split('{').next().unwrap_or_default();
+            if name != last {
+                let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+                let _ = writeln!(text, "# HELP tree_cache_{name} {help}\n# TYPE tree_cache_{name} {kind}");
+                last = name;
+            }
+            let _ = writeln!(text, "tree_cache_{sample} {value}");
         }
-        let _ = writeln!(text, "tree_cache_{name}{labels} {value}");
+        text
     }
 }
 
