@@ -11,7 +11,7 @@
 //!
 //! Left out: how znodes are read and written (`session.rs`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -70,20 +70,16 @@ pub fn full_path(path: &[String]) -> String {
     std::iter::once(TREE).chain(path.iter().map(String::as_str)).collect::<Vec<_>>().join("/")
 }
 
-/// The znodes of a node with that place, its own last. Those above say all but the run, which the join's
-/// answer does not tell. `None` while a node above is unknown.
+/// The znodes of a node with that place, its own last. Those above say what their paths do: the rest is theirs to say.
+/// `None` while a node above is unknown.
 pub fn wanted(place: &Place, id: u32, url: &str, run: u64) -> Option<Vec<Wanted>> {
     let path = place.path.as_ref()?;
-    let mut positions: Vec<u32> = tree::ancestors(place.position).collect();
-    positions.reverse();
-    let above = positions.into_iter().zip(1..path.len()).map(|(position, length)| {
-        let name = &path[length - 1];
-        let id = tree::id_of(name).unwrap_or_default();
-        let url = place.ancestors.iter().find(|node| node.name == *name).map_or("", |node| &node.url);
-        Wanted::new(&path[..length], id, url, UNKNOWN_RUN, position)
-    });
-    let mut znodes: Vec<_> = above.collect();
-    znodes.push(Wanted::new(path, id, url, run, place.position));
+    let mut znodes = vec![Wanted::new(path, id, url, run, place.position)];
+    for (position, length) in tree::ancestors(place.position).zip((1..path.len()).rev()) {
+        let id = tree::id_of(&path[length - 1]).unwrap_or_default();
+        znodes.push(Wanted::new(&path[..length], id, "", UNKNOWN_RUN, position));
+    }
+    znodes.reverse();
     Some(znodes)
 }
 
@@ -98,6 +94,15 @@ pub fn wanted_of_table(table: &ChildTable) -> Vec<Wanted> {
     wanted.collect()
 }
 
+/// Whether a znode at that path may say that: its id and position are of a tree of that size, and the path is as long as
+/// the position is deep, and ends with its name.
+fn is_sound(size: u32, path: &[String], ZnodeData { id, position, .. }: &ZnodeData) -> bool {
+    (1..=size).contains(id)
+        && *position < size
+        && u32::try_from(path.len()) == Ok(tree::level(*position))
+        && path.last() == Some(&tree::name(*id))
+}
+
 /// The topmost znodes that disagree with the table, of znodes listed parents first. One of a node that the
 /// table does not have stays while its position is free, and below the node that the table has above it.
 pub fn misplaced<'a>(depth: u32, table: &[Wanted], znodes: &'a [Znode]) -> Vec<&'a Znode> {
@@ -107,12 +112,11 @@ pub fn misplaced<'a>(depth: u32, table: &[Wanted], znodes: &'a [Znode]) -> Vec<&
         (Some(wanted), _) => *wanted == path,
         // What says nothing is let be.
         (None, None) => true,
-        (None, Some(ZnodeData { position, .. })) => {
-            let above = tree::parent(*position).and_then(|above| path_at.get(&above));
-            *position < tree::size(depth)
-                && !path_at.contains_key(position)
-                && u32::try_from(path.len()) == Ok(tree::level(*position))
-                && above.is_none_or(|above| path.split_last().is_some_and(|(_, names)| *above == names))
+        (None, Some(data)) => {
+            let above = tree::parent(data.position).and_then(|above| path_at.get(&above));
+            is_sound(tree::size(depth), path, data)
+                && !path_at.contains_key(&data.position)
+                && above.is_none_or(|above| **above == path[..path.len() - 1])
         }
     };
     let mut misplaced: Vec<&Znode> = Vec::new();
@@ -136,42 +140,25 @@ pub fn unsaid<'a>(table: &'a [Wanted], znodes: &[Znode]) -> Vec<&'a Wanted> {
     table.iter().filter(|wanted| !is_said(wanted)).collect()
 }
 
-/// The places of a tree of that shape, position and id, the root's own left out; or why they are not a child
-/// table, with each id and each position once, and each path in agreement with its position. A znode that cannot be
-/// read counts for nothing.
+/// The places of a tree of that shape, position and id, the root's own left out; or why they are not a child table, with
+/// each id and each position once. A znode that cannot be read counts for nothing.
 pub fn fit(shape: Shape, kept_shape: Option<Shape>, znodes: &[Znode]) -> Result<Vec<(u32, u32)>, String> {
     if let Some(kept) = kept_shape.filter(|kept| *kept != shape) {
         return Err(format!("its depth is {} and its root is {}", kept.depth, tree::name(kept.root_id)));
     }
-    let (size, root) = (tree::size(shape.depth), tree::name(shape.root_id));
-    let mut places = Vec::new();
-    let (mut name_at, mut position_of) = (HashMap::new(), HashMap::new());
+    let size = tree::size(shape.depth);
+    let (mut id_at, mut position_of) = (BTreeMap::from([(0, shape.root_id)]), HashMap::from([(shape.root_id, 0)]));
     for Znode { path, data } in znodes {
-        let Some(&ZnodeData { id, position, .. }) = data.as_ref() else { continue };
-        let refuse = |cause: String| Err(format!("{} {cause}", full_path(path)));
-        if !(1..=size).contains(&id) || position >= size {
-            return refuse(format!("has id {id} and position {position}, of {size}"));
+        let Some(data @ ZnodeData { id, position, .. }) = data else { continue };
+        if !is_sound(size, path, data) {
+            return Err(format!("{} has id {id} and position {position}, of {size}", full_path(path)));
         }
-        if path.last() != Some(&tree::name(id)) || path.first() != Some(&root) {
-            return refuse(format!("is no path from {root} to {}", tree::name(id)));
-        }
-        if u32::try_from(path.len()) != Ok(tree::level(position)) {
-            return refuse(format!("is no path to position {position}"));
-        }
-        // A path also says who is above, and must agree with all that is said elsewhere.
-        let positions = std::iter::once(position).chain(tree::ancestors(position));
-        for (position, name) in positions.zip(path.iter().rev()) {
-            if name_at.insert(position, name).is_some_and(|other| other != name)
-                || position_of.insert(name, position).is_some_and(|other| other != position)
-            {
-                return refuse(format!("disagrees with another about {name} or position {position}"));
-            }
-        }
-        if position > 0 {
-            places.push((position, id));
+        if id_at.entry(*position).or_insert(*id) != id || position_of.entry(*id).or_insert(*position) != position {
+            return Err(format!("{} has id {id} and position {position}, and another, too", full_path(path)));
         }
     }
-    Ok(places)
+    id_at.remove(&0);
+    Ok(id_at.into_iter().collect())
 }
 
 #[cfg(test)]
