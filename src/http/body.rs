@@ -7,7 +7,7 @@
 //! Left out: a limit on the line that begins a chunk, which `tiny_http` reads.
 
 use std::fmt::Display;
-use std::io::{self, ErrorKind, Read};
+use std::io::{ErrorKind, Read};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use chunked_transfer::Decoder;
@@ -75,83 +75,62 @@ impl Held<'_> {
         self.bytes += bytes;
         Ok(())
     }
-
-    fn clear(&mut self) {
-        self.flight.held.fetch_sub(std::mem::take(&mut self.bytes), SeqCst);
-    }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.clear();
+        self.flight.held.fetch_sub(self.bytes, SeqCst);
     }
 }
 
 /// Reads a body of at most `max_bytes` as it comes.
 pub fn read(request: &mut Request, max_bytes: usize, held: &mut Held) -> Result<Vec<u8>, Refused> {
     let length = read_length(request).map_err(Refused::last)?;
-    let mut refused = None;
-    if let Some(length) = length.filter(|length| *length > max_bytes) {
-        let error = too_large(length, max_bytes);
-        // Whoever asked first need not send it.
-        if find_header(request, "Expect").is_some() || is_absurd(length) {
-            return Err(Refused::last(error));
-        }
-        refused = Some(error);
+    let mut refused = length.filter(|length| *length > max_bytes).map(|length| too_large(length, max_bytes));
+    // Whoever asked first need not send it.
+    let is_unread = find_header(request, "Expect").is_some() || length.is_some_and(is_absurd);
+    if let Some(error) = refused.take_if(|_| is_unread) {
+        return Err(Refused::last(error));
     }
-    let (mut body, mut read_bytes) = (Vec::new(), 0);
-    let mut keep = |piece: &[u8]| {
-        read_bytes += piece.len();
-        if refused.is_some() {
-            return;
-        }
-        let counted = (body.len() + piece.len()).saturating_sub(FREE_BYTES).min(piece.len());
-        let kept = if read_bytes > max_bytes { Err(too_large("more", max_bytes)) } else { held.add(counted) };
-        match kept {
-            Ok(()) => body.extend_from_slice(piece),
-            Err(error) => {
-                (refused, body) = (Some(error), Vec::new());
-                held.clear();
-            }
-        }
-    };
-    let result = match length {
-        Some(0) => Ok(()),
-        Some(length) => read_pieces(&mut request.as_reader().take(length as u64), &mut keep),
+    let mut reader: Box<dyn Read> = match length {
+        Some(0) => return Ok(Vec::new()),
+        Some(length) => Box::new(request.as_reader().take(length as u64)),
         // `tiny_http` leaves a connection that may change its protocol as it is.
-        None if asks_for(request, "upgrade") => read_pieces(&mut Decoder::new(request.as_reader()), &mut keep),
-        None => read_pieces(request.as_reader(), &mut keep),
+        None if asks_for(request, "upgrade") => Box::new(Decoder::new(request.as_reader())),
+        None => Box::new(request.as_reader()),
     };
-    if let Err(error) = result {
-        let text = format!("the body broke off after {read_bytes} bytes: {error}");
-        return Err(Refused::last(Kind::BadRequest.error(text)));
+    let (mut body, mut read_bytes, mut piece) = (Vec::new(), 0, [0; PIECE_BYTES]);
+    while read_bytes < MAX_DRAINED_BYTES {
+        let count = match reader.read(&mut piece) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => return Err(broken(&format!("broke off after {read_bytes} bytes: {error}"))),
+        };
+        read_bytes += count;
+        if refused.is_none() {
+            let counted = count.min(read_bytes.saturating_sub(FREE_BYTES));
+            refused = if read_bytes > max_bytes { Err(too_large("more", max_bytes)) } else { held.add(counted) }.err();
+            body.extend_from_slice(&piece[..count]);
+        }
+        if refused.is_some() {
+            body = Vec::new();
+            *held = held.flight.hold();
+        }
     }
     match (refused, length) {
         (Some(error), _) => Err(Refused { error, is_last: read_bytes >= MAX_DRAINED_BYTES }),
         // A body cut short reads as if it had been whole. In chunks this cannot be seen, but an object cut short is no JSON.
         (None, Some(length)) if read_bytes < length => {
-            let text = format!("the body ended after {read_bytes} of {length} bytes");
-            Err(Refused::last(Kind::BadRequest.error(text)))
+            Err(broken(&format!("ended after {read_bytes} of {length} bytes")))
         }
         (None, _) => Ok(body),
     }
 }
 
-fn read_pieces(reader: &mut dyn Read, keep: &mut impl FnMut(&[u8])) -> io::Result<()> {
-    let mut piece = [0; PIECE_BYTES];
-    let mut left = MAX_DRAINED_BYTES;
-    while left > 0 {
-        match reader.read(&mut piece) {
-            Ok(0) => break,
-            Ok(count) => {
-                keep(&piece[..count]);
-                left = left.saturating_sub(count);
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
+/// So much came of a body whose end is not known.
+fn broken(what: &str) -> Refused {
+    Refused::last(Kind::BadRequest.error(format!("the body {what}")))
 }
 
 /// The declared length of a body; none: it comes in chunks.
