@@ -165,8 +165,12 @@ impl Client {
         if let Some(via) = via {
             request = request.header("Via", format!("1.1 {via}"));
         }
-        let has_body = matches!(call, Call::Put(..) | Call::Join);
-        let result = if has_body { self.run(request.body(body), limit) } else { self.run(request.body(()), limit) };
+        // Without a body, too: then its length is said to be 0.
+        let request = request.body(body).map_err(ureq::Error::from).map(|request| {
+            let request = self.agent.configure_request(request).timeout_connect(Some(limit.min(CONNECT_LIMIT)));
+            request.timeout_global(Some(limit)).build()
+        });
+        let result = request.and_then(|request| self.agent.run(request));
         let mut response = result.map_err(|error| call_error(error, limit))?;
         let is_long = matches!(call, Call::Fetch { .. } | Call::Put(..) | Call::Nodes);
         let max_bytes = if is_long { MAX_LONG_ANSWER_BYTES } else { MAX_ANSWER_BYTES };
@@ -174,20 +178,6 @@ impl Client {
         let body = body.map_err(|error| CallError::NoAnswer(error.to_string()))?;
         let run = response.headers().get(RUN_HEADER).and_then(|run| run.to_str().ok()?.parse().ok());
         Ok(Reply { status: response.status().as_u16(), run, body })
-    }
-
-    fn run<B: ureq::AsSendBody>(
-        &self,
-        request: Result<Request<B>, ureq::http::Error>,
-        limit: Duration,
-    ) -> Result<ureq::http::Response<ureq::Body>, ureq::Error> {
-        let request = self
-            .agent
-            .configure_request(request?)
-            .timeout_connect(Some(limit.min(CONNECT_LIMIT)))
-            .timeout_global(Some(limit))
-            .build();
-        self.agent.run(request)
     }
 }
 
@@ -197,16 +187,13 @@ impl Reply {
         if self.status == 200 { read(&self.body).map_err(|_| self.refused()) } else { Err(self.refused()) }
     }
 
+    /// With the text of an error; of anything else, its beginning.
     pub fn refused(&self) -> CallError {
-        CallError::Refused { status: self.status, detail: self.detail() }
-    }
-
-    /// The text of an error; of anything else, its beginning.
-    fn detail(&self) -> String {
-        match messages::from_json::<ErrorAnswer>(&self.body) {
+        let detail = match messages::from_json::<ErrorAnswer>(&self.body) {
             Ok(error) => error.detail.into_owned(),
             Err(_) => String::from_utf8_lossy(&self.body).chars().take(100).collect(),
-        }
+        };
+        CallError::Refused { status: self.status, detail }
     }
 }
 
