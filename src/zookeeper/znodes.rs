@@ -103,8 +103,8 @@ fn is_sound(size: u32, path: &[String], ZnodeData { id, position, .. }: &ZnodeDa
         && path.last() == Some(&tree::name(*id))
 }
 
-/// The topmost znodes that disagree with the table, of znodes listed parents first. One of a node that the
-/// table does not have stays while its position is free, and below the node that the table has above it.
+/// The znodes that disagree with the table. One of a node that the table does not have stays while its position is free,
+/// and below the node that the table has above it.
 pub fn misplaced<'a>(depth: u32, table: &[Wanted], znodes: &'a [Znode]) -> Vec<&'a Znode> {
     let path_of: HashMap<_, _> = table.iter().map(|wanted| (wanted.path.last(), &wanted.path)).collect();
     let path_at: HashMap<_, _> = table.iter().map(|wanted| (wanted.data.position, &wanted.path)).collect();
@@ -119,14 +119,7 @@ pub fn misplaced<'a>(depth: u32, table: &[Wanted], znodes: &'a [Znode]) -> Vec<&
                 && above.is_none_or(|above| **above == path[..path.len() - 1])
         }
     };
-    let mut misplaced: Vec<&Znode> = Vec::new();
-    for znode in znodes.iter().filter(|znode| !may_stay(znode)) {
-        // What is below one that goes, goes with it.
-        if !misplaced.iter().any(|above| znode.path.starts_with(&above.path)) {
-            misplaced.push(znode);
-        }
-    }
-    misplaced
+    znodes.iter().filter(|znode| !may_stay(znode)).collect()
 }
 
 /// What the table says and no znode does. The run and URL of a node that has its place are its own to say:
