@@ -190,7 +190,7 @@ impl Reply {
     /// With the text of an error; of anything else, its beginning.
     pub fn refused(&self) -> CallError {
         let detail = match messages::from_json::<ErrorAnswer>(&self.body) {
-            Ok(error) => error.detail.into_owned(),
+            Ok(error) => error.detail,
             Err(_) => String::from_utf8_lossy(&self.body).chars().take(100).collect(),
         };
         CallError::Refused { status: self.status, detail }

@@ -99,7 +99,7 @@ impl Answer {
 
 impl From<Error> for Answer {
     fn from(Error { kind, text, allow }: Error) -> Self {
-        let mut answer = Self::json(kind as u16, messages::to_json(&ErrorAnswer { detail: text.into() }));
+        let mut answer = Self::json(kind as u16, messages::to_json(&ErrorAnswer { detail: text }));
         answer.headers.extend(allow.map(|methods| ("Allow", methods)));
         if kind == Kind::Unauthorized { answer.with_header("WWW-Authenticate", "Bearer") } else { answer }
     }

@@ -3,7 +3,6 @@
 //! Unknown fields are ignored, so a node can be told more than it knows of. A field that an older node does not
 //! send must be an `Option`.
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -38,9 +37,8 @@ pub const RUN_HEADER: &str = "Tree-Cache-Run";
 
 /// Any answer but a 200.
 #[derive(Serialize, Deserialize)]
-pub struct ErrorAnswer<'a> {
-    #[serde(borrow)]
-    pub detail: Cow<'a, str>,
+pub struct ErrorAnswer {
+    pub detail: String,
 }
 
 /// What nodes say to each other has this number; it grows with each change that an older node would not understand.
