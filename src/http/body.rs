@@ -133,28 +133,22 @@ fn broken(what: &str) -> Refused {
     Refused::last(Kind::BadRequest.error(format!("the body {what}")))
 }
 
-/// The declared length of a body; none: it comes in chunks.
+/// The declared length of a body; none: it comes in chunks. Whatever else says where it ends, two readers of it might not
+/// agree.
 fn read_length(request: &Request) -> Result<Option<usize>, Error> {
-    let mut lengths = find_headers(request, "Content-Length");
-    let mut codings = find_headers(request, "Transfer-Encoding");
-    let text = match (codings.next(), codings.next(), lengths.next(), lengths.next()) {
-        (None, _, None, _) => return Ok(Some(0)),
-        (None, _, Some(text), None) => match read_digits(text) {
-            Some(length) => return Ok(Some(length)),
-            None => format!("Content-Length {text:?} is not a number of bytes"),
-        },
-        (None, _, _, Some(_)) => "there is more than one Content-Length".to_owned(),
-        (Some(_), _, Some(_), _) => "there is a Content-Length and a Transfer-Encoding".to_owned(),
-        (Some(coding), None, ..) if coding.eq_ignore_ascii_case("chunked") => {
-            if *request.http_version() > (1, 0) {
-                return Ok(None);
-            }
-            "HTTP/1.0 has no Transfer-Encoding".to_owned()
-        }
-        (Some(_), Some(_), ..) => "there is more than one Transfer-Encoding".to_owned(),
-        (Some(coding), ..) => format!("Transfer-Encoding {coding:?} is not known; only chunked is"),
+    let lengths: Vec<_> = find_headers(request, "Content-Length").collect();
+    let codings: Vec<_> = find_headers(request, "Transfer-Encoding").collect();
+    let has_chunks = *request.http_version() > (1, 0);
+    let length = match (&lengths[..], &codings[..]) {
+        ([], []) => Some(Some(0)),
+        ([length], []) => read_digits(length).map(Some),
+        ([], [coding]) if has_chunks && coding.eq_ignore_ascii_case("chunked") => Some(None),
+        _ => None,
     };
-    Err(Kind::BadRequest.error(text))
+    length.ok_or_else(|| {
+        let said = format!("Content-Length {lengths:?} and Transfer-Encoding {codings:?}");
+        Kind::BadRequest.error(format!("{said} do not say where the body ends"))
+    })
 }
 
 fn too_large(length: impl Display, max_bytes: usize) -> Error {

@@ -85,9 +85,8 @@ fn a_request_whose_end_is_not_known_is_the_last_of_its_connection() {
     let tree = Tree::start(2, &[("MAX_VALUE_BYTES", &LARGEST.to_string())]);
     let large = body_of(LARGEST + 1);
     let (one, broken) = (chunked(OBJECT, 100), "the body broke off after");
-    let both = "there is a Content-Length and a Transfer-Encoding";
-    let (two, too_large) =
-        ("there is more than one Content-Length", "the body has 3001 bytes; at most 3000 are allowed");
+    let too_large = "the body has 3001 bytes; at most 3000 are allowed";
+    let senseless = "Content-Length ";
     let mut ended = Vec::new();
     for node in [tree.root(), tree.leaf()] {
         for (version, headers, body, status, text) in [
@@ -97,44 +96,20 @@ fn a_request_whose_end_is_not_known_is_the_last_of_its_connection() {
             ("1.1", "Transfer-Encoding: chunked\r\n", "b\r\n{\"value\":1}0\r\n\r\n", 400, broken),
             ("1.1", "Transfer-Encoding: chunked\r\n", "a\r\n{\"value\":1}\r\n0\r\n\r\n", 400, broken),
             ("1.1", "Transfer-Encoding: chunked\r\n", "b\r\n{\"value\":1}\r\n0\r\nX: y\r\n\r\n", 400, broken),
-            (
-                "1.1",
-                "Transfer-Encoding: identity\r\n",
-                OBJECT,
-                400,
-                "Transfer-Encoding \"identity\" is not known; only chunked is",
-            ),
-            (
-                "1.1",
-                "Transfer-Encoding: gzip, chunked\r\n",
-                &one,
-                400,
-                "Transfer-Encoding \"gzip, chunked\" is not known; only chunked is",
-            ),
-            (
-                "1.1",
-                "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
-                &one,
-                400,
-                "there is more than one Transfer-Encoding",
-            ),
-            (
-                "1.0",
-                "Transfer-Encoding: chunked\r\nConnection: keep-alive\r\n",
-                &one,
-                400,
-                "HTTP/1.0 has no Transfer-Encoding",
-            ),
-            ("1.1", "Transfer-Encoding: chunked\r\nContent-Length: 11\r\n", &one, 400, both),
-            ("1.1", "Content-Length: 21\r\nTransfer-Encoding: chunked\r\n", &one, 400, both),
-            ("1.1", "Content-Length: 11\r\nContent-Length: 11\r\n", OBJECT, 400, two),
-            ("1.1", "Content-Length: 11\r\nContent-Length: 5\r\n", OBJECT, 400, two),
-            ("1.1", "Content-Length: 5\r\nContent-Length: 5000\r\n", OBJECT, 400, two),
-            ("1.1", "Content-Length: 5000\r\nContent-Length: 5\r\n", OBJECT, 400, two),
-            ("1.1", "Content-Length: +11\r\n", OBJECT, 400, "Content-Length \"+11\" is not a number of bytes"),
-            ("1.1", "Content-Length: 0xb\r\n", OBJECT, 400, "Content-Length \"0xb\" is not a number of bytes"),
-            ("1.1", "Content-Length: 11, 11\r\n", OBJECT, 400, "Content-Length \"11, 11\" is not a number of bytes"),
-            ("1.1", "Content-Length:\r\n", OBJECT, 400, "Content-Length \"\" is not a number of bytes"),
+            ("1.1", "Transfer-Encoding: identity\r\n", OBJECT, 400, senseless),
+            ("1.1", "Transfer-Encoding: gzip, chunked\r\n", &one, 400, senseless),
+            ("1.1", "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", &one, 400, senseless),
+            ("1.0", "Transfer-Encoding: chunked\r\nConnection: keep-alive\r\n", &one, 400, senseless),
+            ("1.1", "Transfer-Encoding: chunked\r\nContent-Length: 11\r\n", &one, 400, senseless),
+            ("1.1", "Content-Length: 21\r\nTransfer-Encoding: chunked\r\n", &one, 400, senseless),
+            ("1.1", "Content-Length: 11\r\nContent-Length: 11\r\n", OBJECT, 400, senseless),
+            ("1.1", "Content-Length: 11\r\nContent-Length: 5\r\n", OBJECT, 400, senseless),
+            ("1.1", "Content-Length: 5\r\nContent-Length: 5000\r\n", OBJECT, 400, senseless),
+            ("1.1", "Content-Length: 5000\r\nContent-Length: 5\r\n", OBJECT, 400, senseless),
+            ("1.1", "Content-Length: +11\r\n", OBJECT, 400, senseless),
+            ("1.1", "Content-Length: 0xb\r\n", OBJECT, 400, senseless),
+            ("1.1", "Content-Length: 11, 11\r\n", OBJECT, 400, senseless),
+            ("1.1", "Content-Length:\r\n", OBJECT, 400, senseless),
             // Whoever asked need not send the body, and may have sent it before it had the answer.
             ("1.1", "Content-Length: 3001\r\nExpect: 100-continue\r\n", "", 413, too_large),
             ("1.1", "Content-Length: 3001\r\nExpect: 100-Continue\r\n", &large, 413, too_large),
@@ -146,6 +121,7 @@ fn a_request_whose_end_is_not_known_is_the_last_of_its_connection() {
             assert!(!was_told_to_go_on, "{what}: whoever asked first is not told to send it");
             assert!(answer.status == status && answer.closes(), "{what}: {} {}", answer.status, answer.text());
             assert!(answer.detail().starts_with(text), "{what}: {}", answer.text());
+            assert_eq!(answer.detail().ends_with(" do not say where the body ends"), text == senseless, "{what}");
             answer.expect_no_store();
             ended.push((what, raw));
         }
