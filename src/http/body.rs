@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use chunked_transfer::Decoder;
 use tiny_http::Request;
 
-use super::server::{asks_for, find_header, find_headers};
+use super::server::{asks_for, find_headers};
 use crate::protocol::call::read_digits;
 use crate::protocol::error::{Error, Kind};
 
@@ -57,10 +57,6 @@ impl Flight {
     pub fn new(max_body_bytes: usize) -> Self {
         Self { held: AtomicUsize::new(0), max_bytes: (64 << 20).max(4 * max_body_bytes) }
     }
-
-    pub fn hold(&self) -> Held<'_> {
-        Held { flight: self, bytes: 0 }
-    }
 }
 
 impl Held<'_> {
@@ -83,17 +79,18 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Reads a body of at most `max_bytes` as it comes.
-pub fn read(request: &mut Request, max_bytes: usize, held: &mut Held) -> Result<Vec<u8>, Refused> {
+/// Reads a body of at most `max_bytes` as it comes, and counts it in the flight for as long as it is held.
+pub fn read<'a>(request: &mut Request, max_bytes: usize, flight: &'a Flight) -> Result<(Vec<u8>, Held<'a>), Refused> {
+    let mut held = Held { flight, bytes: 0 };
     let length = read_length(request).map_err(Refused::last)?;
     let mut refused = length.filter(|length| *length > max_bytes).map(|length| too_large(length, max_bytes));
     // Whoever asked first need not send it.
-    let is_unread = find_header(request, "Expect").is_some() || length.is_some_and(is_absurd);
-    if let Some(error) = refused.take_if(|_| is_unread) {
+    let is_left = || find_headers(request, "Expect").next().is_some() || length.is_some_and(is_absurd);
+    if let Some(error) = refused.take_if(|_| is_left()) {
         return Err(Refused::last(error));
     }
     let mut reader: Box<dyn Read> = match length {
-        Some(0) => return Ok(Vec::new()),
+        Some(0) => return Ok((Vec::new(), held)),
         Some(length) => Box::new(request.as_reader().take(length as u64)),
         // `tiny_http` leaves a connection that may change its protocol as it is.
         None if asks_for(request, "upgrade") => Box::new(Decoder::new(request.as_reader())),
@@ -114,8 +111,7 @@ pub fn read(request: &mut Request, max_bytes: usize, held: &mut Held) -> Result<
             body.extend_from_slice(&piece[..count]);
         }
         if refused.is_some() {
-            body = Vec::new();
-            *held = held.flight.hold();
+            (body, held) = (Vec::new(), Held { flight, bytes: 0 });
         }
     }
     match (refused, length) {
@@ -124,7 +120,7 @@ pub fn read(request: &mut Request, max_bytes: usize, held: &mut Held) -> Result<
         (None, Some(length)) if read_bytes < length => {
             Err(broken(&format!("ended after {read_bytes} of {length} bytes")))
         }
-        (None, _) => Ok(body),
+        (None, _) => Ok((body, held)),
     }
 }
 

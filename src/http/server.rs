@@ -60,7 +60,7 @@ impl Incoming<'_> {
 
     /// The value of the first one.
     pub fn header(&self, name: &'static str) -> Option<&str> {
-        find_header(self.request, name)
+        self.headers(name).next()
     }
 }
 
@@ -251,9 +251,8 @@ impl Server {
         if self.has_ended(client) {
             return discard(request);
         }
-        let mut held = self.flight.hold();
-        match body::read(&mut request, self.max_body_bytes, &mut held) {
-            Ok(body) => {
+        match body::read(&mut request, self.max_body_bytes, &self.flight) {
+            Ok((body, _held)) => {
                 let answer = (self.handler)(Ok(Incoming { request: &request, body }));
                 send(request, &answer);
             }
@@ -276,18 +275,15 @@ impl Server {
 
     /// The kernel's number of a connection, where it tells.
     fn socket_of(&self, client: SocketAddr) -> Option<u64> {
+        let (table, octets) = match client.ip() {
+            IpAddr::V4(ip) => ("/proc/net/tcp", ip.octets().to_vec()),
+            IpAddr::V6(ip) => ("/proc/net/tcp6", ip.octets().to_vec()),
+        };
         // Each four bytes are a number in the machine's own order.
-        let hexadecimal = |bytes: &[u8]| {
-            bytes.chunks(4).fold(String::new(), |text, word| {
-                text + &format!("{:08X}", u32::from_ne_bytes(word.try_into().expect("four bytes")))
-            })
-        };
-        let (table, address) = match client.ip() {
-            IpAddr::V4(ip) => ("/proc/net/tcp", hexadecimal(&ip.octets())),
-            IpAddr::V6(ip) => ("/proc/net/tcp6", hexadecimal(&ip.octets())),
-        };
-        let (ours, theirs) = (self.http.server_addr().to_ip()?.port(), client.port());
-        let (ours, theirs) = (format!(":{ours:04X}"), format!("{address}:{theirs:04X}"));
+        let word = |bytes: &[u8]| u32::from_ne_bytes(bytes.try_into().expect("four bytes"));
+        let words: Vec<_> = octets.chunks(4).map(|bytes| format!("{:08X}", word(bytes))).collect();
+        let theirs = format!("{}:{:04X}", words.concat(), client.port());
+        let ours = format!(":{:04X}", self.http.server_addr().to_ip()?.port());
         let table = std::fs::read_to_string(table).ok()?;
         let mut lines = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
         lines.find(|line| line[1].ends_with(&ours) && line[2] == theirs)?.get(9)?.parse().ok()
@@ -320,7 +316,8 @@ fn send(request: Request, answer: &Answer) {
     } else {
         parts.iter().try_for_each(|part| writer.write_all(part))
     };
-    note_sent(sent.and_then(|()| writer.flush()));
+    // Nobody is told if its client has left.
+    let _ = sent.and_then(|()| writer.flush());
 }
 
 /// Answers the last request of a connection, whose body may be there or not.
@@ -338,7 +335,7 @@ fn refuse(request: Request, answer: &Answer) {
     // smuggled in (CVE-2026-66753; Cargo.toml names this very version). It is all ours, and constant but for numbers.
     let rest = head.splitn(3, "\r\n").nth(2).expect("status, date, and the rest").trim_end();
     let mut stream = request.upgrade(&format!("none\r\n{rest}"), Response::empty(answer.status));
-    note_sent(stream.write_all(body).and_then(|()| stream.flush()));
+    let _ = stream.write_all(body).and_then(|()| stream.flush());
     if is_absurd(length) {
         std::mem::forget(stream);
     } else {
@@ -357,15 +354,7 @@ fn discard(mut request: Request) {
 }
 
 fn read_into_nothing(reader: &mut dyn Read, length: usize) {
-    if let Err(error) = io::copy(&mut reader.take(length as u64), &mut io::sink()) {
-        log::debug!("a refused body broke off: {error}");
-    }
-}
-
-fn note_sent(sent: io::Result<()>) {
-    if let Err(error) = sent {
-        log::debug!("could not answer: {error}");
-    }
+    let _ = io::copy(&mut reader.take(length as u64), &mut io::sink());
 }
 
 fn write_head(answer: &Answer, connection: &str) -> String {
@@ -394,15 +383,11 @@ fn connection_of(request: &Request) -> &'static str {
 
 /// Whether the client asks that of its connection, in the way in which `tiny_http` reads it.
 pub fn asks_for(request: &Request, option: &str) -> bool {
-    find_header(request, "Connection").is_some_and(|asked| asked.to_ascii_lowercase().contains(option))
+    find_headers(request, "Connection").next().is_some_and(|asked| asked.to_ascii_lowercase().contains(option))
 }
 
 pub fn find_headers<'a>(request: &'a Request, name: &'static str) -> impl Iterator<Item = &'a str> {
     request.headers().iter().filter(move |header| header.field.equiv(name)).map(|header| header.value.as_str())
-}
-
-pub fn find_header<'a>(request: &'a Request, name: &'static str) -> Option<&'a str> {
-    find_headers(request, name).next()
 }
 
 #[cfg(test)]
