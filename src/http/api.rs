@@ -256,16 +256,10 @@ fn pass_on(node: &Node, call: Call, incoming: &Incoming) -> Result<Answer, Error
 fn list(node: &Node, limit: usize) -> Answer {
     let mut body = vec![b'{'];
     for (key, value) in node.list(limit) {
-        let name = serde_json::to_string(&key).expect("a string is JSON");
-        if body.len() + name.len() + value.raw().len() + 3 > MAX_LISTING_BYTES {
-            continue;
+        let (name, comma) = (messages::to_json(&key), if body.len() > 1 { &b","[..] } else { b"" });
+        if body.len() + name.len() + value.raw().len() + 3 <= MAX_LISTING_BYTES {
+            body.extend([comma, &name, b":", value.raw()].concat());
         }
-        if body.len() > 1 {
-            body.push(b',');
-        }
-        body.extend_from_slice(name.as_bytes());
-        body.push(b':');
-        body.extend_from_slice(value.raw());
     }
     body.push(b'}');
     Answer::json(200, body)
