@@ -7,6 +7,7 @@
 //! somebody who had shown it ([`Call::shows_token`]).
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -148,12 +149,8 @@ impl Client {
     }
 
     /// Sends anything; whatever comes back is an answer.
-    pub fn send(
-        &self,
-        url: &str,
-        &Sent { call, body, conditions, via }: &Sent,
-        limit: Duration,
-    ) -> Result<Reply, CallError> {
+    pub fn send(&self, url: &str, sent: &Sent, limit: Duration) -> Result<Reply, CallError> {
+        let &Sent { call, body, conditions, via } = sent;
         let (method, target) = call.write();
         let mut request = Request::builder().method(method).uri(format!("{url}{target}"));
         if let Some(bearer) = self.bearer.as_ref().filter(|_| call.shows_token()) {
@@ -204,9 +201,7 @@ fn call_error(error: ureq::Error, limit: Duration) -> CallError {
             CallError::NotReached(format!("no connection within {:.1?}", limit.min(CONNECT_LIMIT)))
         }
         ureq::Error::Timeout(_) => CallError::NoAnswer(format!("no answer within {limit:.1?}")),
-        Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            CallError::NotReached("connection refused".to_owned())
-        }
+        Io(error) if error.kind() == ErrorKind::ConnectionRefused => CallError::NotReached(error.kind().to_string()),
         BadUri(_) | ConnectionFailed | HostNotFound | Http(_) => CallError::NotReached(error.to_string()),
         error => CallError::NoAnswer(error.to_string()),
     }
