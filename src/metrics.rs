@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::cache::store::Gauges;
@@ -57,17 +57,13 @@ struct Sample(String, &'static str, u64);
 impl Metrics {
     /// Counts an answer of a status of 400 or more.
     pub fn count_refused(&self, status: u16) {
-        *self.refused().entry(status).or_default() += 1;
-    }
-
-    fn refused(&self) -> MutexGuard<'_, BTreeMap<u16, u64>> {
-        self.refused.lock().expect("nothing panics under this lock")
+        *self.refused.lock().expect("nothing panics under this lock").entry(status).or_default() += 1;
     }
 
     /// All in the text format of Prometheus. The names of counters, and only these, end with `_total`.
     pub fn render(&self, gauges: Gauges, root_silence: Option<Duration>) -> String {
         let mut samples = self.counters();
-        for (status, count) in self.refused().iter() {
+        for (status, count) in self.refused.lock().expect("nothing panics under this lock").iter() {
             let name = format!(r#"refused_total{{status="{status}"}}"#);
             samples.push(Sample(name, "Requests answered with an error, by status.", *count));
         }
