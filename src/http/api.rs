@@ -36,7 +36,7 @@ const MAX_TTL: Duration = Duration::from_secs(1_000_000_000);
 /// Answers one request, or says what was wrong with it.
 pub fn handle(node: &Arc<Node>, incoming: Result<Incoming, Error>) -> Answer {
     let answer = incoming.and_then(|incoming| respond(node, incoming)).unwrap_or_else(|error| {
-        log::debug!("{}: {error}", error.kind as u16);
+        log::debug!("{}: {}", error.kind as u16, error.text);
         error.into()
     });
     if answer.status >= 400 {

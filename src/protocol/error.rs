@@ -3,8 +3,6 @@
 //! The text is written where the error is raised, since the operands are known there. The kinds are HTTP's own
 //! (RFC 9110, 6585 and 4918), so one kind has one status wherever it is raised.
 
-use std::fmt;
-
 /// What a node says of a key that the root does not have. A stranger's 404 says something else.
 pub const KEY_NOT_FOUND: &str = "Key not found";
 
@@ -42,10 +40,4 @@ pub struct Error {
     pub text: String,
     /// The methods that the path knows, if it does not know the one that was asked for.
     pub allow: Option<&'static str>,
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
 }

@@ -7,7 +7,7 @@ use super::*;
 /// What a request is to a node of this tree, and to whoever is none.
 fn read(method: &str, target: &str) -> (Result<Call, String>, Who) {
     let Request { who, call, .. } = Request::read(method, target);
-    (call.map_err(|error| error.to_string()), who)
+    (call.map_err(|error| error.text), who)
 }
 
 fn holder() -> Holder {
