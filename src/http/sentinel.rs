@@ -12,9 +12,8 @@
 //! Invariant: a server that answers no new connection is reported after [`MAX_SILENCE`] checks. Left out:
 //! starting again. That is the supervisor's work.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read, Write};
-use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -59,12 +58,10 @@ const MAX_SILENCE: u32 = 5;
 pub struct Sentinel {
     new_clients: Arc<AtomicU64>,
     thread: Thread,
-    /// Who has sent a request in this period, and who in the one before; only others tell of new connections. Those that
-    /// come each second, as nodes do, must not have us knock each second: a knock keeps a thread that is idle from
-    /// ending, for five seconds.
-    known: HashSet<SocketAddr>,
-    known_before: HashSet<SocketAddr>,
-    known_since: Instant,
+    /// When each client sent its last request; only others tell of new connections. Those that come each second, as nodes
+    /// do, must not have us knock each second: a knock keeps a thread that is idle from ending, for five seconds.
+    known: HashMap<SocketAddr, Instant>,
+    pruned: Instant,
 }
 
 impl Sentinel {
@@ -74,27 +71,20 @@ impl Sentinel {
         let there = Arc::clone(&new_clients);
         let watch = move || watch(reachable(address), &there, &fatal);
         let thread = thread::Builder::new().name("sentinel".to_owned()).spawn(watch)?.thread().clone();
-        Ok(Self {
-            new_clients,
-            thread,
-            known: HashSet::new(),
-            known_before: HashSet::new(),
-            known_since: Instant::now(),
-        })
+        Ok(Self { new_clients, thread, known: HashMap::new(), pruned: Instant::now() })
     }
 
     /// Says that a request came from that client; cheap, for it is called for each of them.
     pub fn notice_request(&mut self, client: SocketAddr) {
-        if self.known_since.elapsed() > KNOWN_TIME {
-            self.known_since = Instant::now();
-            self.known_before = mem::take(&mut self.known);
+        if self.pruned.elapsed() > KNOWN_TIME {
+            self.pruned = Instant::now();
+            self.known.retain(|_, last| last.elapsed() <= KNOWN_TIME);
         }
-        if !self.known.insert(client) || self.known_before.contains(&client) {
-            return;
+        if self.known.insert(client, Instant::now()).is_none() {
+            self.new_clients.fetch_add(1, Ordering::SeqCst);
+            // If it is about to park, it does not: no new client is overlooked.
+            self.thread.unpark();
         }
-        self.new_clients.fetch_add(1, Ordering::SeqCst);
-        // If it is about to park, it does not: no new client is overlooked.
-        self.thread.unpark();
     }
 }
 
