@@ -104,7 +104,6 @@ impl Client {
             .output_buffer_size(BUFFER_BYTES)
             .user_agent("")
             .accept("")
-            .accept_encoding("")
             .build();
         Self {
             agent: Agent::with_parts(config, ().chain(TcpConnector::default()).chain(OneSend), Names::default()),
