@@ -86,10 +86,9 @@ pub fn wanted(place: &Place, id: u32, url: &str, run: u64) -> Option<Vec<Wanted>
 /// The znodes of all nodes in the table whose path is known, parents first.
 pub fn wanted_of_table(table: &ChildTable) -> Vec<Wanted> {
     let wanted = table.members().filter_map(|(position, member)| {
-        let path = table.place(position).path?;
-        let process = member.process.as_ref();
-        let (url, run) = process.map_or(("", UNKNOWN_RUN), |process| (&process.url, process.run));
-        Some(Wanted::new(&path, member.id, url, run, position))
+        let process = member.process.as_ref().map(|process| (process.url.as_str(), process.run));
+        let (url, run) = process.unwrap_or(("", UNKNOWN_RUN));
+        Some(Wanted::new(&table.place(position).path?, member.id, url, run, position))
     });
     wanted.collect()
 }
