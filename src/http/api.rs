@@ -167,9 +167,8 @@ fn put(node: &Arc<Node>, key: &str, passed_on: Option<PassedOn>, mut incoming: I
     let PutBody { value, ttl } = read_body(&body)?;
     let ttl = ttl.map(read_ttl).transpose()?;
     if !value::is_unicode(value) {
-        return Err(
-            Kind::UnprocessableContent.error("a string of the value has half a surrogate pair, which is no Unicode")
-        );
+        let text = "a string of the value has half a surrogate pair, which is no Unicode";
+        return Err(Kind::UnprocessableContent.error(text));
     }
     let place = value::find(value, &body);
     let value = Value::cut_out(body, place);
@@ -268,7 +267,7 @@ fn list(node: &Node, limit: usize) -> Answer {
 fn describe(node: &Node) -> Answer {
     let (place, gauges) = (node.place(), node.gauges());
     let place = place.as_deref();
-    let mut description = json!({
+    answer_json(&json!({
         "node": node.myself.name,
         "id": node.config.node_id,
         "role": if node.config.is_root() { "root" } else { "node" },
@@ -287,11 +286,8 @@ fn describe(node: &Node) -> Answer {
         "bytes": gauges.bytes,
         "uptime_seconds": node.started.elapsed().as_secs(),
         "version": env!("CARGO_PKG_VERSION"),
-    });
-    if node.config.is_root() {
-        description["young_for_ms"] = messages::whole_ms(node.young_for()).into();
-    }
-    answer_json(&description)
+        "young_for_ms": node.config.is_root().then(|| messages::whole_ms(node.young_for())),
+    }))
 }
 
 fn metrics(node: &Node) -> Answer {

@@ -141,11 +141,12 @@ impl<'a> Request<'a> {
         };
         let segments: Vec<&str> = path.split('/').collect();
         let reads = method == "GET" || method == "HEAD";
+        let no_path = || Kind::NotFound.error(format!("there is no path {:?}", format!("/{}", shorten(path))));
         let (who, call) = match segments[..] {
             ["nodes"] if method == "POST" => (Who::Nodes, Ok(Call::Join)),
             // Also when it is wrong: a stranger need not know in which way.
             ["copies", segment] => (Who::Nodes, read_copies(method, segment, query)),
-            ["copies", _, _, ..] => (Who::Nodes, Err(no_path(path))),
+            ["copies", _, _, ..] => (Who::Nodes, Err(no_path())),
             ["store", segment] => (Who::Anybody, read_store(method, segment, query)),
             ["store"] if reads => (Who::Anybody, read_limit(query).map(Call::List)),
             [""] if reads => (Who::Anybody, Ok(Call::Describe)),
@@ -157,7 +158,7 @@ impl<'a> Request<'a> {
             ["" | "health" | "metrics" | "openapi.json" | "store"] => {
                 (Who::Anybody, read_other(method, "GET, HEAD, OPTIONS"))
             }
-            _ => (Who::Anybody, Err(no_path(path))),
+            _ => (Who::Anybody, Err(no_path())),
         };
         Self { who, host, call }
     }
@@ -241,10 +242,6 @@ fn read_other(method: &str, allow: &'static str) -> Result<Call, Error> {
     }
     let error = Kind::MethodNotAllowed.error(format!("the method {method:?} is not one of {allow}"));
     Err(Error { allow: Some(allow), ..error })
-}
-
-fn no_path(path: &str) -> Error {
-    Kind::NotFound.error(format!("there is no path {:?}", format!("/{}", shorten(path))))
 }
 
 /// So much of a target as an error repeats.
