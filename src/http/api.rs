@@ -180,11 +180,8 @@ fn put(node: &Arc<Node>, key: &str, passed_on: Option<PassedOn>, mut incoming: I
 fn read_ttl(seconds: f64) -> Result<Duration, Error> {
     let ttl = Duration::try_from_secs_f64(seconds).ok().filter(|ttl| !ttl.is_zero() && *ttl <= MAX_TTL);
     // In the short form: 1e300 has 301 digits otherwise.
-    ttl.ok_or_else(|| {
-        let most = MAX_TTL.as_secs();
-        Kind::UnprocessableContent
-            .error(format!("ttl={seconds:?} is not a number of seconds over 0 and at most {most}"))
-    })
+    let wrong = || format!("ttl={seconds:?} is not a number of seconds over 0 and at most {}", MAX_TTL.as_secs());
+    ttl.ok_or_else(|| Kind::UnprocessableContent.error(wrong()))
 }
 
 fn delete(node: &Arc<Node>, key: &str, passed_on: Option<PassedOn>, incoming: &Incoming) -> Result<Answer, Error> {

@@ -175,15 +175,13 @@ impl<'a> Request<'a> {
 /// Host, path without the slash that it begins with, and query of a target: `/path` or `http://host/path`.
 fn split_target(target: &str) -> Option<(Option<&str>, &str, &str)> {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let (host, path) = match path.strip_prefix("http://") {
-        None => (None, path.strip_prefix('/')?),
-        // `http://host` alone is its `/`.
-        Some(absolute) => match absolute.split_once('/').unwrap_or((absolute, "")) {
-            ("", _) => return None,
-            (host, path) => (Some(host), path),
-        },
-    };
-    Some((host, path, query))
+    if let Some(path) = path.strip_prefix('/') {
+        return Some((None, path, query));
+    }
+    let absolute = path.strip_prefix("http://")?;
+    // `http://host` alone is its `/`.
+    let (host, path) = absolute.split_once('/').unwrap_or((absolute, ""));
+    (!host.is_empty()).then_some((Some(host), path, query))
 }
 
 fn read_store(method: &str, segment: &str, query: &str) -> Result<Call, Error> {

@@ -21,9 +21,8 @@ pub fn encode(key: &str) -> String {
 /// The key of a path segment: percent-encoded UTF-8 of 1 to [`MAX_KEY_BYTES`] bytes.
 pub fn decode(segment: &str) -> Result<String, Error> {
     // The library lets `%zz` through as it is.
-    let bytes = segment.as_bytes();
-    let is_hex = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_hexdigit);
-    if (0..bytes.len()).any(|at| bytes[at] == b'%' && !(is_hex(at + 1) && is_hex(at + 2))) {
+    let has_digits = |rest: &str| rest.as_bytes().get(..2).is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit));
+    if !segment.split('%').skip(1).all(has_digits) {
         return Err(Kind::BadRequest.error("the key has a % without two hexadecimal digits"));
     }
     let key = percent_decode_str(segment).decode_utf8().map_err(|_| Kind::BadRequest.error("the key is not UTF-8"))?;
