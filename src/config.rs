@@ -32,6 +32,8 @@ pub struct Config {
     pub node_url: Option<String>,
     /// Where to join.
     pub root_url: String,
+    /// Whether that was given, and is not the default.
+    pub is_root_url_given: bool,
     /// A copy's life; only the root's counts.
     pub lease: Duration,
     /// The largest body of a `PUT`.
@@ -52,7 +54,12 @@ impl Config {
     /// value, and what is allowed.
     pub fn from_env() -> Result<Self, String> {
         // A value that is no UTF-8 becomes one with a replacement character, which no variable allows.
-        Self::from_lookup(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+        Self::from_lookup(from_env)
+    }
+
+    /// The same for whoever is no node, and needs no id.
+    pub fn of_any_node() -> Result<Self, String> {
+        Self::from_lookup(|name| if name == "NODE_ID" { Some("1".to_owned()) } else { from_env(name) })
     }
 
     /// Reads the variables through `lookup`, so that tests need not touch the real environment.
@@ -70,15 +77,23 @@ impl Config {
             IpAddr::V6(address) if address.is_loopback() => "http://[::1]:5000".to_owned(),
             _ => format!("http://{}:{api_port}", tree::name(root_id)),
         };
+        let root_url = env.get("ROOT_URL", url, base_url)?;
+        let is_root_url_given = root_url.is_some();
+        let node_id = env.number("NODE_ID", if is_root_url_given { 0 } else { root_id }, (whole, 1, last_id))?;
+        if node_id == 0 {
+            // Whoever joins somewhere and forgets who it is must not become a second root.
+            return Err(format!("NODE_ID must be {whole} from 1 to {last_id} where ROOT_URL is set"));
+        }
         let lease = env.number("LEASE_SECONDS", 5.0, ("a number of seconds", 0.1, 3600.0))?;
         Ok(Self {
             tree_depth,
             api_port,
             root_id,
-            node_id: env.number("NODE_ID", root_id, (whole, 1, last_id))?,
+            node_id,
             bind_addr,
             node_url: env.get("NODE_URL", url, base_url)?,
-            root_url: env.get("ROOT_URL", url, base_url)?.unwrap_or(default_url),
+            root_url: root_url.unwrap_or(default_url),
+            is_root_url_given,
             lease: Duration::from_secs_f64(lease),
             max_value_bytes: env.number("MAX_VALUE_BYTES", 1 << 20, (whole, 1, 1 << 30))?,
             max_store_bytes: env.number("MAX_STORE_BYTES", 256 << 20, (whole, 1, usize::MAX))?,
@@ -119,6 +134,10 @@ impl Config {
             None => format!("http://{}", SocketAddr::new(self.bind_addr, port)),
         }
     }
+}
+
+fn from_env(name: &'static str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
 }
 
 struct Lookup<F>(F);

@@ -86,7 +86,7 @@ fn run() -> Result<(), String> {
     let swept = Arc::clone(&node);
     start_thread("sweep", move || swept.keep_swept())?;
     start_thread("join", move || {
-        if let Err(error) = take_part(&node) {
+        if let Err(error) = take_part(&node, &fatal) {
             drop(fatal.send(error));
         }
     })?;
@@ -94,15 +94,21 @@ fn run() -> Result<(), String> {
 }
 
 /// Gets this node its place, and keeps it.
-fn take_part(node: &Arc<Node>) -> Result<(), String> {
+fn take_part(node: &Arc<Node>, fatal: &mpsc::Sender<String>) -> Result<(), String> {
     if node.config.is_root() {
-        node.take_table(crate::zookeeper::find_tree(&node.config));
+        join::expect_alone(node)?;
+        let places = crate::zookeeper::find_tree(node)?;
+        node.take_table(places);
     }
     join::join_root(node)?;
     // Whoever started us may have stopped reading.
     let _ = writeln!(std::io::stdout(), "{} listening on http://{}", node.myself.name, node.address);
-    let registered = Arc::clone(node);
-    start_thread("registry", move || crate::zookeeper::keep_registered(&registered))?;
+    let (registered, fail) = (Arc::clone(node), fatal.clone());
+    start_thread("registry", move || {
+        if let Err(error) = crate::zookeeper::keep_registered(&registered) {
+            drop(fail.send(error));
+        }
+    })?;
     join::keep_joined(node)
 }
 
@@ -132,7 +138,7 @@ fn start_log(config: &Config) {
 
 /// Exits with 0 if the node of this configuration runs and has its place.
 fn health() -> Result<(), String> {
-    let config = Config::from_env()?;
+    let config = Config::of_any_node()?;
     let url = format!("http://{}", sentinel::reachable(SocketAddr::new(config.bind_addr, config.api_port)));
     match Client::new(None).ask_identity(&url, HEALTH_LIMIT) {
         Ok(identity) if identity.joined => Ok(()),

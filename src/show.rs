@@ -14,7 +14,7 @@ const SHOW_LIMIT: Duration = Duration::from_secs(3);
 pub fn show(url: Option<&str>) -> Result<(), String> {
     let url = match url {
         Some(url) => base_url(url).ok_or_else(|| format!("{url:?} is not a URL of the form http://host:port"))?,
-        None => Config::from_env()?.root_url,
+        None => Config::of_any_node()?.root_url,
     };
     let tree: Listing = Client::new(None)
         .ask_tree(&url, SHOW_LIMIT)

@@ -29,7 +29,7 @@ fn the_urls_follow_the_bind_address() {
     assert_eq!(inside.root_url, "http://NODE-3:6000");
     let v6 = config(&[("BIND_ADDR", "::1")]).unwrap();
     assert_eq!((v6.url_at(7).as_str(), v6.root_url.as_str()), ("http://[::1]:7", "http://[::1]:5000"));
-    let told = config(&[("NODE_URL", "http://here:1/"), ("ROOT_URL", "http://[::1]:2")]).unwrap();
+    let told = config(&[("NODE_ID", "2"), ("NODE_URL", "http://here:1/"), ("ROOT_URL", "http://[::1]:2")]).unwrap();
     assert_eq!((told.url_at(9).as_str(), told.root_url.as_str()), ("http://here:1", "http://[::1]:2"));
 }
 
@@ -89,6 +89,7 @@ fn a_token_may_be_in_a_file_and_not_in_both() {
 fn a_host_is_known_if_no_stranger_can_have_it_resolved_to_this_one() {
     let bare = config(&[]).unwrap();
     let named = config(&[
+        ("NODE_ID", "4"),
         ("NODE_URL", "http://Cache-4.example.org:5000"),
         ("ROOT_URL", "http://root.example.org:5000"),
         ("ALLOWED_HOSTS", "cache.example.org,Tree.example.org:80"),

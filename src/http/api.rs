@@ -267,7 +267,7 @@ fn describe(node: &Node) -> Answer {
     answer_json(&json!({
         "node": node.myself.name,
         "id": node.config.node_id,
-        "role": if node.config.is_root() { "root" } else { "node" },
+        "role": if node.config.is_root() { messages::ROOT } else { "node" },
         "run": node.myself.run,
         "joined": place.is_some(),
         "position": place.map(|place| place.position),

@@ -155,6 +155,10 @@ impl Client {
         if let Some(bearer) = self.bearer.as_ref().filter(|_| call.shows_token()) {
             request = request.header("Authorization", bearer);
         }
+        if matches!(call, Call::Describe) {
+            // Who answers there now, and not where that name led when a connection was kept.
+            request = request.header("Connection", "close");
+        }
         for (name, value) in conditions {
             request = request.header(*name, *value);
         }

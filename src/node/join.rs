@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::{Node, Role, not_joined};
 use crate::http::client::CallError;
 use crate::protocol::error::{Error, Kind};
-use crate::protocol::messages::{JoinAnswer, JoinRequest, PROTOCOL, whole_ms};
+use crate::protocol::messages::{Identity, JoinAnswer, JoinRequest, PROTOCOL, whole_ms};
 use crate::tree::{self, Member, Process};
 
 /// Between two joins of a node that has its place.
@@ -34,7 +34,34 @@ const JOIN_LIMIT: Duration = Duration::from_secs(2);
 const LONGEST_LEASE: Duration = Duration::from_hours(1);
 
 /// How long the root waits for a node to say who it is.
-const ASK_LIMIT: Duration = Duration::from_secs(1);
+pub const ASK_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long a starting root waits for another one that starts as well, and must end or go on.
+const ALONE_LIMIT: Duration = Duration::from_secs(15);
+
+// -- one root ----------------------------------------------------------------------------------
+
+/// Makes sure that no other root answers where this one is to be found. Of two that start, the one with the smaller run
+/// stays; but it may be that only the other one can see both, so it is waited for.
+pub fn expect_alone(node: &Node) -> Result<(), String> {
+    let started = Instant::now();
+    while let Some((url, other)) = find_other_root(node) {
+        if other.joined || other.run < node.myself.run || started.elapsed() > ALONE_LIMIT {
+            return Err(format!("another root answers at {url}, and a tree has one"));
+        }
+        thread::sleep(RETRY_PAUSE);
+    }
+    Ok(())
+}
+
+fn find_other_root(node: &Node) -> Option<(String, Identity)> {
+    let given = Some(&node.config.root_url).filter(|url| node.config.is_root_url_given && **url != node.myself.url);
+    let mut urls = std::iter::once(&node.myself.url).chain(given);
+    urls.find_map(|url| {
+        let other = node.client.ask_identity(url, ASK_LIMIT).ok()?;
+        (other.is_root() && other.run != node.myself.run).then(|| (url.clone(), other))
+    })
+}
 
 // -- the joining node --------------------------------------------------------------------------
 
@@ -67,10 +94,17 @@ pub fn join_root(node: &Node) -> Result<(), String> {
     Ok(())
 }
 
-/// Repeats the join until the root says that another process has this place.
+/// Repeats the join until the root says that another process has this place. The root repeats the question whether it is
+/// alone: its name may be another's now.
 pub fn keep_joined(node: &Node) -> Result<(), String> {
+    while node.config.is_root() {
+        thread::sleep(REJOIN_PAUSE);
+        if let Some((url, _)) = find_other_root(node).filter(|(_, other)| other.joined) {
+            return Err(format!("another root answers at {url} now, and a tree has one"));
+        }
+    }
     let mut lost = false;
-    while !node.config.is_root() {
+    loop {
         // Or until somebody needs to know who the root is now.
         thread::park_timeout(if lost { RETRY_PAUSE } else { REJOIN_PAUSE });
         match try_join(node) {
@@ -88,7 +122,6 @@ pub fn keep_joined(node: &Node) -> Result<(), String> {
             _ => {}
         }
     }
-    Ok(())
 }
 
 fn try_join(node: &Node) -> Result<(), CallError> {

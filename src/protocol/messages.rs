@@ -105,11 +105,22 @@ pub struct Acknowledgement {
     pub run: u64,
 }
 
+/// The role of a root.
+pub const ROOT: &str = "root";
+
 /// `GET /`: what another node reads of it. What clients do stands where it is written, in `http/api.rs`.
 #[derive(Debug, Deserialize)]
 pub struct Identity {
+    #[serde(default)]
+    pub role: String,
     pub run: u64,
     pub joined: bool,
+}
+
+impl Identity {
+    pub fn is_root(&self) -> bool {
+        self.role == ROOT
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,6 @@
 mod session;
 mod znodes;
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -25,11 +24,12 @@ use std::time::{Duration, Instant};
 use zookeeper::{CreateMode, ZkError, ZkResult};
 
 use self::session::{SESSION_LIFE, Session};
-use self::znodes::{LIVE, Shape, TREE, full_path};
+use self::znodes::{LIVE, Live, Shape, TREE, full_path};
 use crate::config::Config;
 use crate::node::Node;
+use crate::node::join::ASK_LIMIT;
 use crate::protocol::messages;
-use crate::tree::Member;
+use crate::tree::{Member, NodeRef};
 
 /// Between two looks at this node's znodes.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
@@ -46,26 +46,35 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause before a new session.
 const LAST_PAUSE: Duration = Duration::from_secs(4);
 
+/// How long a starting root waits until a former root's session is over: its life, and what ZooKeeper's ticks add.
+const RIVAL_LIMIT: Duration = SESSION_LIFE.saturating_add(Duration::from_secs(3));
+
+/// Places below the root, position and id; or another root.
+type Recovered = Result<Vec<(u32, u32)>, Rival>;
+
 /// What a session's thread tells the one that listens to it.
 enum Report<T> {
     /// ZooKeeper answered a call.
     Answered,
     /// How this node's znodes stand: all are there, at that server, or something is missing.
     Looked(Result<SocketAddr, String>),
+    /// A starting root waits for the end of another's session, as it says.
+    Waiting(String),
     /// The session is over: what its work has come to, or what ended it.
     Ended(Result<T, String>),
 }
 
 // -- who listens -------------------------------------------------------------------------------
 
-/// Keeps this node registered, for ever; returns at once if there is no ZooKeeper to register in.
-pub fn keep_registered(node: &Arc<Node>) {
+/// Keeps this node registered, for ever; returns at once if there is no ZooKeeper to register in, and with why this root
+/// must end if another one is registered and lives.
+pub fn keep_registered(node: &Arc<Node>) -> Result<(), String> {
     let mut servers = node.config.zookeeper.clone();
     let mut pause = FIRST_PAUSE;
     while !servers.is_empty() {
         let there = Arc::clone(node);
         let reports = start_session(&servers, move |session, reports| register(&there, session, reports));
-        let cause = listen(node, &reports, &mut pause);
+        let cause = listen(node, &reports, &mut pause)?;
         // A session that was given up on reports to nobody from here on, and so ends when it can.
         drop(reports);
         note(node, Err(cause));
@@ -74,27 +83,29 @@ pub fn keep_registered(node: &Arc<Node>) {
         // One that hangs must not keep us from the others.
         servers.rotate_left(1);
     }
+    Ok(())
 }
 
-/// Listens until the session ends, or is silent for longer than it can live; returns why.
-fn listen(node: &Node, reports: &Receiver<Report<Infallible>>, pause: &mut Duration) -> String {
+/// Listens until the session ends, or is silent for longer than it can live; returns why. The error is what this root
+/// must end with.
+fn listen(node: &Node, reports: &Receiver<Report<Rival>>, pause: &mut Duration) -> Result<String, String> {
     let mut last_report = Instant::now();
     loop {
         match reports.recv_timeout(LOOK_PAUSE + CALL_LIMIT) {
-            Ok(Report::Answered) => {}
+            Ok(Report::Answered | Report::Waiting(_)) => {}
             Ok(Report::Looked(found)) => {
                 if found.is_ok() {
                     *pause = FIRST_PAUSE;
                 }
                 note(node, found);
             }
-            Ok(Report::Ended(Err(cause))) => return cause,
-            Ok(Report::Ended(Ok(never))) => match never {},
-            Err(RecvTimeoutError::Disconnected) => return "the client panicked".to_owned(),
+            Ok(Report::Ended(Err(cause))) => return Ok(cause),
+            Ok(Report::Ended(Ok(rival))) => return Err(rival.text()),
+            Err(RecvTimeoutError::Disconnected) => return Ok("the client panicked".to_owned()),
             Err(RecvTimeoutError::Timeout) => {
                 let cause = format!("no answer within {} s", CALL_LIMIT.as_secs());
                 if last_report.elapsed() > SESSION_LIFE {
-                    return cause;
+                    return Ok(cause);
                 }
                 note(node, Err(cause));
                 continue;
@@ -114,18 +125,27 @@ fn note(node: &Node, found: Result<SocketAddr, String>) {
     }
 }
 
-/// Asks ZooKeeper for the places of the tree that a former run of this root had; waits [`RECOVERY_LIMIT`] at most.
-pub fn find_tree(config: &Config) -> Vec<(u32, u32)> {
-    let deadline = Instant::now() + RECOVERY_LIMIT;
-    let shape = shape(config);
-    let mut servers = config.zookeeper.clone();
+/// Asks ZooKeeper for the places of the tree that a former run of this root had; waits [`RECOVERY_LIMIT`] at most, and
+/// for the session of a former root to end. The error is what this root must end with: another one has the tree.
+pub fn find_tree(node: &Arc<Node>) -> Result<Vec<(u32, u32)>, String> {
+    let started = Instant::now();
+    let mut deadline = started + RECOVERY_LIMIT;
+    let mut servers = node.config.zookeeper.clone();
     let mut cause = format!("no answer within {} s", RECOVERY_LIMIT.as_secs());
     while !servers.is_empty() {
-        let reports = start_session(&servers, move |session, _| recover(session, shape));
+        let there = Arc::clone(node);
+        let reports = start_session(&servers, move |session, reports| recover(&there, session, started, reports));
         while let Ok(report) = reports.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             match report {
-                Report::Ended(Ok(former)) => return former,
+                Report::Ended(Ok(former)) => return former.map_err(|rival| rival.text()),
                 Report::Ended(Err(ended)) => cause = ended,
+                Report::Waiting(text) => {
+                    deadline = (Instant::now() + RECOVERY_LIMIT).min(started + RIVAL_LIMIT + RECOVERY_LIMIT);
+                    if text != cause {
+                        log::info!("{text}");
+                        cause = text;
+                    }
+                }
                 Report::Answered | Report::Looked(_) => {}
             }
         }
@@ -136,7 +156,7 @@ pub fn find_tree(config: &Config) -> Vec<(u32, u32)> {
         thread::sleep(FIRST_PAUSE);
         servers.rotate_left(1);
     }
-    Vec::new()
+    Ok(Vec::new())
 }
 
 fn shape(config: &Config) -> Shape {
@@ -166,19 +186,21 @@ fn start_session<T: Send + 'static>(
     receiver
 }
 
-/// Looks after this node's znodes until the session is over.
-fn register(node: &Node, session: &Session, reports: &Sender<Report<Infallible>>) -> ZkResult<Infallible> {
+/// Looks after this node's znodes until the session is over, or another root is known to live.
+fn register(node: &Node, session: &Session, reports: &Sender<Report<Rival>>) -> ZkResult<Rival> {
     let mut live_owner = None;
     let mut mirrored = Vec::new();
     loop {
-        let looked = hold_live(session, &node.myself.name, &mut live_owner)
-            .and_then(|()| mirror_table(session, node, &mut mirrored))
-            .and_then(|()| hold_place(session, node));
+        let looked = match find_rival(session, node)? {
+            Some(rival) if rival.answers => return Ok(rival),
+            // It may only be cut off from us.
+            Some(rival) => Ok(Err(rival.text())),
+            None => hold_znodes(session, node, &mut live_owner, &mut mirrored),
+        };
         let found = match looked {
-            Ok(true) => Ok(session.address),
-            Ok(false) => Err("a node above this one is not known".to_owned()),
+            Ok(held) => held.map(|()| session.address),
             // Somebody else changed what we were changing. The next look will see.
-            Err(cause @ (ZkError::NoNode | ZkError::NotEmpty)) => {
+            Err(cause @ (ZkError::NoNode | ZkError::NotEmpty | ZkError::NodeExists)) => {
                 mirrored.clear();
                 Err(format!("{}: {cause:?}", session.address))
             }
@@ -191,16 +213,65 @@ fn register(node: &Node, session: &Session, reports: &Sender<Report<Infallible>>
     }
 }
 
+/// Another process that has the live znode of this root.
+struct Rival {
+    url: String,
+    /// Whether it lives and is a root.
+    answers: bool,
+}
+
+impl Rival {
+    fn text(&self) -> String {
+        format!("another root of this tree is registered in ZooKeeper, at {}", self.url)
+    }
+}
+
+/// Finds a process of this tree that has the live znode of this root at another URL. One at our own is our former self.
+fn find_rival(session: &Session, node: &Node) -> ZkResult<Option<Rival>> {
+    let (name, token) = (&node.myself.name, node.config.token.as_deref());
+    let data = if node.config.is_root() { session.data(&live_path(name))? } else { None };
+    let live = data.and_then(|data| messages::from_json::<Live>(&data).ok());
+    let is_rival = |live: &Live| live.run != node.myself.run && live.url != node.myself.url;
+    let rival = live.filter(|live| is_rival(live) && live.is_proven(name, token)).map(|Live { url, run, .. }| {
+        let identity = node.client.ask_identity(&url, ASK_LIMIT);
+        let answers = identity.is_ok_and(|identity| identity.run == run && identity.is_root() && identity.joined);
+        Rival { url, answers }
+    });
+    Ok(rival)
+}
+
+/// Makes this node's znodes say what they should; the text says what is missing.
+fn hold_znodes(
+    session: &Session,
+    node: &Node,
+    live_owner: &mut Option<i64>,
+    mirrored: &mut Vec<(u32, Option<u64>)>,
+) -> ZkResult<Result<(), String>> {
+    hold_live(session, node, live_owner)?;
+    mirror_table(session, node, mirrored)?;
+    let is_known = hold_place(session, node)?;
+    Ok(if is_known { Ok(()) } else { Err("a node above this one is not known".to_owned()) })
+}
+
+fn live_path(name: &str) -> String {
+    format!("{LIVE}/{name}")
+}
+
 /// Holds this node's live znode, and remembers by which session: the client does not tell its own.
-fn hold_live(session: &Session, name: &str, owner: &mut Option<i64>) -> ZkResult<()> {
-    let path = format!("{LIVE}/{name}");
+fn hold_live(session: &Session, node: &Node, owner: &mut Option<i64>) -> ZkResult<()> {
+    let NodeRef { name, url, run } = &node.myself;
+    let data = messages::to_json(&Live::new(name, url, *run, node.config.token.as_deref()));
+    let path = live_path(name);
     match session.owner(&path)? {
-        found @ Some(_) if found == *owner => return Ok(()),
+        found @ Some(_) if found == *owner => return session.write(&path, &data),
         // A session of a former run, or one of ours that was lost: with it the znode would go.
         Some(_) => session.delete_whole(&path)?,
         None => session.create(LIVE, b"", CreateMode::Persistent)?,
     }
-    session.create(&path, b"", CreateMode::Ephemeral)?;
+    session.create(&path, &data, CreateMode::Ephemeral)?;
+    if session.data(&path)?.as_ref() != Some(&data) {
+        return Err(ZkError::NodeExists);
+    }
     *owner = session.owner(&path)?;
     Ok(())
 }
@@ -246,11 +317,25 @@ fn mirror_table(session: &Session, node: &Node, mirrored: &mut Vec<(u32, Option<
     Ok(())
 }
 
-/// Reads the tree that a former run of this root had. One that does not fit is deleted.
-fn recover(session: &Session, shape: Shape) -> ZkResult<Vec<(u32, u32)>> {
-    let Some(kept_shape) = session.data(TREE)? else { return Ok(Vec::new()) };
+/// Reads the tree that a former run of this root had, once that run is gone; or names the one that is not. A tree that
+/// does not fit is deleted.
+fn recover(
+    node: &Node,
+    session: &Session,
+    started: Instant,
+    reports: &Sender<Report<Recovered>>,
+) -> ZkResult<Recovered> {
+    while let Some(rival) = find_rival(session, node)? {
+        if rival.answers || started.elapsed() > RIVAL_LIMIT {
+            return Ok(Err(rival));
+        }
+        let _ = reports.send(Report::Waiting(format!("waiting for the end of a session: {}", rival.text())));
+        thread::sleep(LOOK_PAUSE);
+    }
+    let shape = shape(&node.config);
+    let Some(kept_shape) = session.data(TREE)? else { return Ok(Ok(Vec::new())) };
     let found = session.read_tree()?;
-    Ok(match znodes::fit(shape, messages::from_json(&kept_shape).ok(), &found) {
+    Ok(Ok(match znodes::fit(shape, messages::from_json(&kept_shape).ok(), &found) {
         Ok(places) => {
             for znode in found.iter().filter(|znode| znode.data.is_none()) {
                 log::warn!("ignoring {} in ZooKeeper: its data cannot be read", full_path(&znode.path));
@@ -263,5 +348,5 @@ fn recover(session: &Session, shape: Shape) -> ZkResult<Vec<(u32, u32)>> {
             session.delete_whole(TREE)?;
             Vec::new()
         }
-    })
+    }))
 }

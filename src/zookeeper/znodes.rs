@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use hmac_sha256::HMAC;
 use serde::{Deserialize, Serialize};
 
 use crate::tree::{self, ChildTable, Place};
@@ -34,6 +35,27 @@ pub struct ZnodeData {
     pub url: String,
     pub run: u64,
     pub position: u32,
+}
+
+/// What a live znode says: which process holds it. That its writer has the nodes' secret is proven, so that the root
+/// need not believe, nor even ask, whoever else can write to ZooKeeper.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Live {
+    pub url: String,
+    pub run: u64,
+    proof: [u8; 32],
+}
+
+impl Live {
+    pub fn new(name: &str, url: &str, run: u64, token: Option<&str>) -> Self {
+        let proof = HMAC::mac(format!("live {name} {url} {run}"), token.unwrap_or_default());
+        Self { url: url.to_owned(), run, proof }
+    }
+
+    /// Whether a node of that name and of this tree wrote it.
+    pub fn is_proven(&self, name: &str, token: Option<&str>) -> bool {
+        *self == Self::new(name, &self.url, self.run, token)
+    }
 }
 
 /// What the tree's own znode says.

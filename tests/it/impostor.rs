@@ -29,7 +29,7 @@ impl Impostor {
         let listener = TcpListener::bind("127.0.0.1:0").expect("some port is free");
         let address = listener.local_addr().expect("it listens");
         let body = json!({
-            "run": run, "joined": true, "root_ms": 0, "lease_ms": 3_600_000, "value": "poison",
+            "role": "root", "run": run, "joined": true, "root_ms": 0, "lease_ms": 3_600_000, "value": "poison",
             "position": 1, "path": ["NODE-1", "NODE-2"], "ancestors": [], "children": [],
             "depth": 2, "size": 3, "nodes": [],
         })

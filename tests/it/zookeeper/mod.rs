@@ -6,4 +6,5 @@
 mod outage;
 mod recovery;
 mod registration;
+mod roots;
 mod server;
