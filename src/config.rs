@@ -8,6 +8,7 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -40,6 +41,10 @@ pub struct Config {
     pub max_value_bytes: usize,
     /// What this node holds at most.
     pub max_store_bytes: usize,
+    /// Where the root keeps its entries; none: in memory alone.
+    pub data_dir: Option<PathBuf>,
+    /// There was no tree before: an empty `data_dir` need not be waited for.
+    pub new_tree: bool,
     /// ZooKeeper's servers, `host:port` each; none: this node does not register.
     pub zookeeper: Vec<String>,
     /// The shared secret of the nodes.
@@ -97,6 +102,8 @@ impl Config {
             lease: Duration::from_secs_f64(lease),
             max_value_bytes: env.number("MAX_VALUE_BYTES", 1 << 20, (whole, 1, 1 << 30))?,
             max_store_bytes: env.number("MAX_STORE_BYTES", 256 << 20, (whole, 1, usize::MAX))?,
+            data_dir: env.get("DATA_DIR", "a folder", |folder| Some(folder.into()))?,
+            new_tree: env.get("NEW_TREE", "1, or unset", |text| Some(()).filter(|()| text == "1"))?.is_some(),
             zookeeper: env.get("ZOOKEEPER", "host:port[,host:port…]", servers)?.unwrap_or_default(),
             token: env.token()?,
             allowed_hosts: env.get("ALLOWED_HOSTS", "names of hosts, by commas, or *", hosts)?.unwrap_or_default(),

@@ -25,7 +25,7 @@ use std::time::Duration;
 use config::Config;
 use http::client::Client;
 use http::{api, sentinel, server};
-use node::{Node, join};
+use node::{Node, durable, join};
 
 /// How long `tree-cache health` waits.
 const HEALTH_LIMIT: Duration = Duration::from_secs(2);
@@ -96,9 +96,17 @@ fn run() -> Result<(), String> {
 /// Gets this node its place, and keeps it.
 fn take_part(node: &Arc<Node>, fatal: &mpsc::Sender<String>) -> Result<(), String> {
     if node.config.is_root() {
+        let (durable, lease) = durable::take_over(node)?;
         join::expect_alone(node)?;
         let places = crate::zookeeper::find_tree(node)?;
-        node.take_table(places);
+        node.take_table(places, lease);
+        if let Some(durable) = durable {
+            let (committing, fail) = (Arc::clone(node), fatal.clone());
+            start_thread("commit", move || {
+                let Err(error) = durable::keep_committing(&committing, &durable);
+                drop(fail.send(error));
+            })?;
+        }
     }
     join::join_root(node)?;
     // Whoever started us may have stopped reading.

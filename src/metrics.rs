@@ -43,6 +43,7 @@ counters! {
     reads_from_fetch: r#"reads_total{from="fetch"}"#, "";
     reads_from_none: r#"reads_total{from="none"}"#, "";
     writes: "writes_total", "Writes that stand; only the root counts them.";
+    commits: "commits_total", "Commits to disk; one serves all writes that were decided meanwhile.";
     forwarded: "forwarded_total", "Requests of clients passed on to the root.";
     fetches_sent: "fetches_sent_total", "Fetches sent to ancestors.";
     grants: "grants_total", "Leases granted to other nodes.";

@@ -42,4 +42,4 @@ if [ "$($venv/bin/pip freeze 2>/dev/null | grep '^schemathesis==')" != $schemath
 fi
 
 # One after the other: several browsers would starve each other on a small machine.
-cargo test --locked --test it -- --ignored --test-threads=1 page:: proxies:: runs::
+cargo test --locked --test it -- --ignored --test-threads=1 page:: proxies:: runs:: durable::

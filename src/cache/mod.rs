@@ -7,7 +7,7 @@
 //! # The lease rules
 //!
 //! They make copies coherent: a read that begins after a write was acknowledged never gives a value from before it,
-//! whichever nodes but the root crash, pause, restart or are cut off. Each number stands in the code beside the
+//! whichever nodes crash, pause, restart or are cut off, the root included if it keeps its entries on disk. Each number stands in the code beside the
 //! line that keeps the rule. A *run* is a random number that a process draws at its start; a *holder* is a process,
 //! by its URL and run, that was granted a copy.
 //!
@@ -33,15 +33,21 @@
 //! 9. **Share what is fresh.** Of several readers of a key at one node one fetches. A reader takes the answer of a
 //!    fetch that was sent after it asked, never that of an earlier one, which may be older than a write that was
 //!    acknowledged before.
-//! 10. **Wait for former selves.** What another root has granted this one does not know. So it finishes no write before
-//!     1.1 of its leases have passed, nor before 1.1 times what a node holds that joins with a place of another root.
+//! 10. **Wait for former selves.** What a former root has granted this one does not know. So it finishes no write before
+//!     1.1 times the longest lease have passed that may be outstanding, which it has on disk, nor before 1.1 times what a
+//!     node holds that joins with a place of another root.
 //! 11. **No late writes.** A write that is passed on carries a deadline in the root's clock. The kernel may deliver it
 //!     long after whoever sent it has given up.
-//! 12. **One decision.** One step looks at all that may refuse a write, and puts it in place.
+//! 12. **One decision, and durable before visible.** One step looks at all that may refuse a write. Then it is made durable,
+//!     if there is a disk, and only then put in place: what was seen once is never undone.
+//!
+//! **Expiry.** The end of an entry is seen like a write, so it is durable first, too: one mark on the clock, up to which
+//! all that ends has ended for good. Nothing ends while a root is young, for copies live by its former self's clock.
 
 pub mod leases;
 pub mod store;
 pub mod value;
+pub mod writes;
 
 #[cfg(test)]
 mod simulation;

@@ -1,11 +1,15 @@
 //! The lease rules under a clock that is made up: the real [`Store`] of seven nodes, four levels deep,
 //! with random latencies, lost and very late messages, cut links, pauses (the root's, and between a look at the clock
 //! and the lock), crashes and restarts, places that are swapped, and clocks of different speed. Clients put, delete,
-//! put for a while, and read what is there or absent.
+//! put for a while, create only, and read what is there or absent.
+//!
+//! In every other schedule the root has a disk, and it crashes as well: the process alone, or the machine, whose disk then
+//! has lost some of what was not synced. It comes back with another lease, and its wall clock may have jumped.
 //!
 //! What stood at the root, and when, is on record. Each read must have given what stood there at some moment between
-//! its beginning and its end; and no write may be put in place after its client was told that it was given up on.
-//! Left out: a root that crashes.
+//! its beginning and its end. No write may be decided after its client was told that it was given up on. And a root that
+//! comes back has what stood when it went, or what was decided after that and never seen.
+//! Left out: a root without a disk that crashes, since its entries are gone; two roots.
 //!
 //! A process is an `async` block, for that is how Rust writes a routine that stops in the middle; the
 //! loop that runs them is [`World::run`]. A schedule follows from its seed alone. To see one again:
@@ -20,8 +24,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::leases::{Holder, Record};
-use super::store::{Condition, Leased, Reading, Setup, Step, Store, Turn, Write};
+use super::store::{Leased, Reading, Setup, Step, Store};
 use super::value::Value;
+use super::writes::{Batch, Condition, Outcome, Refusal, Turn, Write};
 
 const LEASE: Duration = Duration::from_secs(5);
 const READ_LIMIT: Duration = Duration::from_secs(5);
@@ -30,11 +35,14 @@ const KEY: &str = "key";
 /// The places above each place, nearest first. Place and node 0 are the root's.
 const ABOVE: [&[usize]; 7] = [&[], &[0], &[0], &[1, 0], &[1, 0], &[2, 0], &[3, 1, 0]];
 
-/// What a write may take (1.21 leases and two seconds), by the clock of the node that passes it on.
-const WRITE_LIMIT: Duration = Duration::from_millis(8050);
-
 /// What is read of a key that is not there.
 const ABSENT: u64 = 0;
+
+/// What a client learns of a key that it wanted to create.
+const PRESENT: u64 = u64::MAX;
+
+/// The root's leases, one for each of its lives.
+const ROOT_LEASES: [Duration; 3] = [Duration::from_secs(3), LEASE, Duration::from_secs(8)];
 
 /// No answer came; whether the call took effect is unknown.
 #[derive(Debug)]
@@ -61,8 +69,47 @@ struct World {
     stood: RefCell<Vec<(Duration, u64, u64)>>,
     /// When what stands there expires.
     expires: Cell<Option<Duration>>,
-    /// Writes without an answer, by number, and when their time was over.
-    given_up: RefCell<Vec<(u64, Duration)>>,
+    /// When the time of each write was over, and when it was decided, by number.
+    given_up: RefCell<HashMap<u64, Duration>>,
+    decided: RefCell<HashMap<u64, Duration>>,
+    /// The writes by their tickets in this life of the root.
+    tickets: RefCell<HashMap<u64, u64>>,
+    disk: RefCell<Disk>,
+    /// What a root has shown that came back, if it may not.
+    undone: RefCell<Option<String>>,
+}
+
+/// What the root's disk has been given.
+#[derive(Default)]
+struct Disk {
+    /// None: the root has no disk.
+    commits: Option<Vec<Commit>>,
+    /// How many of them a crash of the machine leaves.
+    synced: usize,
+    /// The same moment on both clocks of this life of the root: `node/durable.rs` likewise.
+    started: Option<(Instant, Duration)>,
+    /// By how much the machine's wall clock is ahead.
+    ahead: Duration,
+    /// The process that commits.
+    committer: u64,
+}
+
+#[derive(Clone, Default)]
+struct Commit {
+    /// What the key is, until when by the wall clock, and the number of the write.
+    entry: Option<(u64, Option<Duration>, u64)>,
+    mark: Option<Duration>,
+    lease: Option<Duration>,
+}
+
+/// What is found on a disk.
+#[derive(Default)]
+struct Found {
+    value: u64,
+    ends: Option<Duration>,
+    number: u64,
+    mark: Duration,
+    lease: Duration,
 }
 
 /// What a client asks for.
@@ -72,6 +119,7 @@ struct Change {
     /// What is put, for how long; absent: it is deleted.
     value: u64,
     ttl: Option<Duration>,
+    condition: Condition,
 }
 
 /// The node that a process runs on, and the life in which it began: a crash ends it in silence.
@@ -116,6 +164,26 @@ impl Future for Woken<'_> {
     }
 }
 
+impl Disk {
+    fn found(&self) -> Found {
+        let mut found = Found::default();
+        for Commit { entry, mark, lease } in self.commits.iter().flatten() {
+            if let Some((value, ends, number)) = *entry {
+                (found.value, found.ends, found.number) = (value, ends, number);
+            }
+            found.mark = mark.unwrap_or(found.mark);
+            found.lease = lease.unwrap_or(found.lease);
+        }
+        found
+    }
+}
+
+impl Found {
+    fn entry(&self) -> Option<(u64, Option<Duration>, u64)> {
+        (self.number > 0).then_some((self.value, self.ends, self.number))
+    }
+}
+
 impl World {
     fn new(seed: u64) -> Rc<Self> {
         let mut world = Self {
@@ -133,13 +201,17 @@ impl World {
             stood: RefCell::new(vec![(Duration::ZERO, ABSENT, 0)]),
             expires: Cell::new(None),
             given_up: RefCell::default(),
+            decided: RefCell::default(),
+            tickets: RefCell::default(),
+            disk: RefCell::default(),
+            undone: RefCell::default(),
         };
         for (number, above) in ABOVE.iter().enumerate() {
             // The fastest and the slowest differ by less than a tenth.
             let clock_speed = 956 + u32::try_from(world.below(88)).unwrap();
             let node = Node {
                 number,
-                store: RefCell::new(new_store(number, 1)),
+                store: RefCell::new(new_store(number, 1, LEASE)),
                 life: Cell::new(1),
                 down: Cell::new(false),
                 paused_until: Cell::new(Duration::ZERO),
@@ -324,7 +396,10 @@ impl World {
                     return answer.ok_or(NoAnswer);
                 }
                 Step::Wait if self.now.get() >= deadline => return Err(NoAnswer),
-                Step::Wait => self.woken(deadline).await,
+                Step::Wait => {
+                    self.wake([self.disk.borrow().committer]);
+                    self.woken(deadline).await;
+                }
             }
         }
     }
@@ -353,62 +428,213 @@ impl World {
     }
 
     /// Does a write for a client, whose deadline it tells in the root's clock as the last join has shown it (rule 11).
-    async fn forward(self: Rc<Self>, number: usize, change: Change) -> Result<(), NoAnswer> {
+    async fn forward(self: Rc<Self>, number: usize, change: Change) -> Result<bool, NoAnswer> {
         let speed = |number: usize| self.nodes[number].clock_speed;
         let heard_ago = self.up_to(Duration::from_secs(3)).min(self.now.get());
-        let in_its_time = (heard_ago * speed(number) / 1000 + WRITE_LIMIT) * 10 / 11;
+        // 1.21 leases and two seconds.
+        let write_limit = self.nodes[0].store.borrow().setup.lease * 121 / 100 + Duration::from_secs(2);
+        let in_its_time = (heard_ago * speed(number) / 1000 + write_limit) * 10 / 11;
         // What its clock showed then, and what may have passed since.
         let heard = self.epoch + (self.now.get().saturating_sub(heard_ago)) * speed(0) / 1000;
         let deadline = heard + in_its_time;
-        let limit = WRITE_LIMIT * 1000 / speed(number);
-        self.given_up.borrow_mut().push((change.number, self.now.get() + limit));
+        let limit = write_limit * 1000 / speed(number);
+        self.given_up.borrow_mut().insert(change.number, self.now.get() + limit);
         // What is not delivered in time is delivered much later.
         let late = if self.chance(10) { self.up_to(Duration::from_secs(40)) } else { Duration::ZERO };
         let (world, answered, waiter) = (Rc::clone(&self), Rc::new(Cell::new(None)), self.current.get());
-        let answer = Rc::clone(&answered);
+        let (answer, to) = (Rc::clone(&answered), self.nodes[0].life.get());
         self.spawn(None, async move {
             world.sleep(late).await;
             let (from, longest) = (late.is_zero().then_some(number), Duration::from_mins(2));
-            let write = move |world: Rc<Self>, _| world.write(change, deadline);
-            answer.set(Some(Rc::clone(&world).call(from, 0, longest, write).await.is_ok()));
+            let write = move |world: Rc<Self>, _| async move {
+                // Rule 8, as above.
+                if world.nodes[0].life.get() == to { world.write(change, deadline).await } else { Err(NoAnswer) }
+            };
+            answer.set(Rc::clone(&world).call(from, 0, longest, write).await.ok());
             world.wake_at(world.now.get(), waiter);
         });
         let end = self.now.get() + limit;
         while answered.get().is_none() && self.now.get() < end {
             self.woken(end).await;
         }
-        if answered.get() == Some(true) { Ok(()) } else { Err(NoAnswer) }
+        answered.get().ok_or(NoAnswer)
     }
 
-    async fn write(self: Rc<Self>, change: Change, deadline: Instant) -> Result<(), NoAnswer> {
+    /// Whether it was done; else its condition did not hold.
+    async fn write(self: Rc<Self>, change: Change, deadline: Instant) -> Result<bool, NoAnswer> {
         let root = &self.nodes[0];
-        let ticket = root.store.borrow_mut().queue_write(KEY, Condition::None, deadline, self.current.get());
+        let ticket = root.store.borrow_mut().queue_write(KEY, change.condition, deadline, self.current.get());
+        self.tickets.borrow_mut().insert(ticket, change.number);
         let end = self.true_time(0, deadline);
+        let give_up = |refusal: &Refusal| {
+            let waiting = root.store.borrow_mut().abandon(KEY, ticket);
+            self.wake(waiting);
+            if matches!(refusal, Refusal::Condition(_)) { Ok(false) } else { Err(NoAnswer) }
+        };
         let holders = loop {
             let now = self.look(0).await;
             let turn = root.store.borrow_mut().take_turn(KEY, ticket, now);
             match turn {
                 Turn::Go(holders) => break holders,
-                Turn::NotBefore(_) => unreachable!("there was no root before"),
-                Turn::Refused(_) => {
-                    let waiting = root.store.borrow_mut().abandon(KEY, ticket, now);
-                    self.wake(waiting);
-                    return Err(NoAnswer);
+                Turn::NotBefore(then) => self.woken(self.true_time(0, then)).await,
+                Turn::Refused(refusal) => return give_up(&refusal),
+                Turn::Wait => {
+                    self.wake([self.disk.borrow().committer]);
+                    self.woken(end).await;
                 }
-                Turn::Wait => self.woken(end).await,
             }
         };
         self.invalidate_holders(0, holders).await;
-        let Change { number, value, ttl } = change;
+        let Change { number, value, ttl, .. } = change;
         let put = || Write::Put(Value::from(value.to_string().as_str()), ttl);
-        let (what, now) = (if value == ABSENT { Write::Delete } else { put() }, self.clock(0));
-        let (result, next) = root.store.borrow_mut().finish_write(KEY, ticket, Some(what), now);
-        self.wake(next);
-        result.map_err(|_| NoAnswer)?;
-        self.note_expiry();
-        self.stood.borrow_mut().push((self.now.get(), value, number));
-        self.expires.set(ttl.map(|ttl| self.true_time(0, now + ttl)));
-        Ok(())
+        let what = if value == ABSENT { Write::Delete } else { put() };
+        loop {
+            let now = self.clock(0);
+            let outcome = root.store.borrow_mut().finish_write(KEY, ticket, &what, now);
+            let is_decided = |store: &mut Store<u64>| store.writers.find(KEY, ticket).is_none_or(|(_, w)| w.is_decided);
+            if !matches!(outcome, Outcome::Done(Err(_), _)) && is_decided(&mut root.store.borrow_mut()) {
+                self.decided.borrow_mut().entry(number).or_insert(self.now.get());
+            }
+            match outcome {
+                Outcome::Done(Ok(()), next) => {
+                    self.wake(next);
+                    if self.disk.borrow().commits.is_none() {
+                        self.note_expiry();
+                        self.stood.borrow_mut().push((self.now.get(), value, number));
+                        self.expires.set(ttl.map(|ttl| self.true_time(0, now + ttl)));
+                    }
+                    return Ok(true);
+                }
+                Outcome::Done(Err(refusal), next) => {
+                    self.wake(next);
+                    return give_up(&refusal);
+                }
+                Outcome::Wait if self.now.get() >= end + Duration::from_secs(2) => return Err(NoAnswer),
+                Outcome::Wait => {
+                    self.wake([self.disk.borrow().committer]);
+                    self.woken(end + Duration::from_secs(2)).await;
+                }
+            }
+        }
+    }
+
+    // -- the disk, as node/durable.rs has it -----------------------------------------------------
+
+    async fn be_committing(self: Rc<Self>) {
+        let root = &self.nodes[0];
+        self.disk.borrow_mut().committer = self.current.get();
+        loop {
+            let now = self.look(0).await;
+            root.store.borrow_mut().sweep(now);
+            let batch = root.store.borrow_mut().take_batch(now);
+            let Some(batch) = batch else {
+                self.woken(self.now.get() + Duration::from_secs(1)).await;
+                continue;
+            };
+            let commit = self.commit_of(&batch);
+            self.disk.borrow_mut().commits.as_mut().expect("it has a disk").push(commit);
+            self.sync().await;
+            let placed: Vec<_> = batch.changes.iter().filter_map(|change| change.ticket).collect();
+            let woken = root.store.borrow_mut().end_batch(batch);
+            self.wake(woken);
+            let number = placed.first().map_or(0, |ticket| self.tickets.borrow()[ticket]);
+            self.note_what_stands(number);
+        }
+    }
+
+    async fn sync(&self) {
+        let written = self.disk.borrow().commits.as_ref().map_or(0, Vec::len);
+        self.sleep(self.latency()).await;
+        let mut disk = self.disk.borrow_mut();
+        disk.synced = disk.synced.max(written);
+    }
+
+    fn commit_of(&self, batch: &Batch) -> Commit {
+        let disk = self.disk.borrow();
+        let (started, wall) = disk.started.expect("it has a disk");
+        let to_wall = |time: Instant| wall + (time - started);
+        let mut entry = disk.found().entry();
+        for change in &batch.changes {
+            let number =
+                change.ticket.map_or(entry.map_or(0, |(.., number)| number), |ticket| self.tickets.borrow()[&ticket]);
+            let value = change.entry.as_ref().map_or(ABSENT, |(value, _)| number_of(Some(value.clone())));
+            entry = Some((value, change.entry.as_ref().and_then(|(_, ends)| ends.map(to_wall)), number));
+        }
+        Commit { entry, mark: batch.mark.map(to_wall), lease: batch.lease }
+    }
+
+    /// Puts on record what the store shows now, if it is something else, or the change of that number.
+    fn note_what_stands(&self, number: u64) {
+        let store = self.nodes[0].store.borrow();
+        let value = number_of(store.list(self.clock(0)).next().map(|(_, value)| value.clone()));
+        let last = self.stood.borrow().last().expect("there is a first").1;
+        if number > 0 || value != last {
+            self.stood.borrow_mut().push((self.now.get(), value, number));
+        }
+    }
+
+    fn crash_root(self: &Rc<Self>) {
+        let root = &self.nodes[0];
+        root.down.set(true);
+        root.life.set(root.life.get() + 1);
+        let mut disk = self.disk.borrow_mut();
+        if self.chance(50) {
+            let (synced, commits) = (disk.synced, disk.commits.as_mut().expect("it has a disk"));
+            let left = self.below((commits.len() - synced) as u64 + 1);
+            commits.truncate(synced + usize::try_from(left).unwrap());
+        }
+        disk.ahead = self.up_to(Duration::from_secs(20));
+        let world = Rc::clone(self);
+        self.spawn(None, async move {
+            world.sleep(world.up_to(Duration::from_secs(4))).await;
+            world.start_root().await;
+        });
+    }
+
+    async fn start_root(self: &Rc<Self>) {
+        let root = &self.nodes[0];
+        let lease = ROOT_LEASES[usize::try_from(self.below(3)).unwrap()];
+        let found = self.disk.borrow().found();
+        let (now, noted) = (self.clock(0), found.lease.max(lease));
+        self.disk
+            .borrow_mut()
+            .commits
+            .as_mut()
+            .expect("it has a disk")
+            .push(Commit { lease: Some(noted), ..Commit::default() });
+        // What was found need not be durable yet.
+        self.sync().await;
+        let wall = (Duration::from_hours(1) + self.now.get() + self.disk.borrow().ahead).max(found.mark);
+        self.disk.borrow_mut().started = Some((now, wall));
+        let mut store = new_store(0, root.life.get(), lease);
+        store.be_durable(now, noted);
+        if found.value != ABSENT && found.ends.is_none_or(|ends| ends > found.mark) {
+            let ends = found.ends.map(|ends| now + ends.saturating_sub(wall).max(Duration::from_nanos(1)));
+            store.restore(KEY, Value::from(found.value.to_string().as_str()), ends).expect("there is room");
+        }
+        if found.lease > Duration::ZERO {
+            store.wait_for_leases(found.lease, self.clock(0));
+        }
+        root.store.replace(store);
+        self.tickets.borrow_mut().clear();
+        self.expect_nothing_undone(found.number);
+        root.down.set(false);
+        self.spawn(Some((0, root.life.get())), Rc::clone(self).be_committing());
+    }
+
+    /// What was seen before a crash is there after it. More may be, if it was decided.
+    fn expect_nothing_undone(&self, number: u64) {
+        let stood = self.stood.borrow().clone();
+        let placed: Vec<u64> = stood.iter().map(|(.., number)| *number).filter(|number| *number > 0).collect();
+        let is_last = number == placed.last().copied().unwrap_or(0);
+        self.note_what_stands(if is_last { 0 } else { number });
+        let (_, value, _) = *self.stood.borrow().last().expect("there is a first");
+        let (_, before, _) = *stood.last().expect("there is a first");
+        let came_back = is_last && value != before && value != ABSENT;
+        if came_back || (!is_last && (placed.contains(&number) || !self.decided.borrow().contains_key(&number))) {
+            let text = format!("a root found {value} of write {number} at {:?}, after {stood:?}", self.now.get());
+            self.undone.borrow_mut().get_or_insert(text);
+        }
     }
 
     /// Puts on record that what stood at the root has expired, if it has.
@@ -496,9 +722,13 @@ impl World {
                 let number = numbers.get();
                 let value = if self.chance(20) { ABSENT } else { number };
                 let ttl = self.chance(30).then(|| self.up_to(Duration::from_secs(8)) + Duration::from_millis(1));
-                let change = Change { number, value, ttl: ttl.filter(|_| value != ABSENT) };
-                // What came of it the root's record shows.
-                let _ = self.call(None, at, limit, move |world, there| world.forward(there, change)).await;
+                let condition = if self.chance(30) { Condition::Absent } else { Condition::None };
+                let change = Change { number, value, ttl: ttl.filter(|_| value != ABSENT), condition };
+                // What came of it the root's record shows, but for what was refused.
+                let done = self.call(None, at, limit, move |world, there| world.forward(there, change)).await;
+                if let Ok(false) = done {
+                    self.reads.borrow_mut().push(Read { value: PRESENT, began, ended: self.now.get() });
+                }
                 continue;
             }
             let read = |world: Rc<Self>, there| world.read(there, None, READ_LIMIT);
@@ -514,7 +744,7 @@ impl World {
             self.sleep(self.up_to(Duration::from_secs(2))).await;
             let number = 1 + usize::try_from(self.below(6)).unwrap();
             let node = &self.nodes[number];
-            match self.below(7) {
+            match self.below(8) {
                 0 | 1 if !node.down.get() => {
                     node.down.set(true);
                     node.life.set(node.life.get() + 1);
@@ -522,7 +752,7 @@ impl World {
                     self.spawn(None, async move {
                         world.sleep(world.up_to(Duration::from_secs(4))).await;
                         let node = &world.nodes[number];
-                        node.store.replace(new_store(number, node.life.get()));
+                        node.store.replace(new_store(number, node.life.get(), LEASE));
                         world.take_place(number);
                         node.down.set(false);
                     });
@@ -531,6 +761,7 @@ impl World {
                 3 => self.nodes.iter().for_each(|node| {
                     node.store.borrow_mut().sweep(self.clock(node.number));
                 }),
+                7 if !self.nodes[0].down.get() && self.disk.borrow().commits.is_some() => self.crash_root(),
                 4 => self.nodes[0].paused_until.set(self.now.get() + self.up_to(Duration::from_secs(4))),
                 5 => {
                     // Two restarted nodes have got each other's places.
@@ -558,21 +789,24 @@ impl World {
         let reads = self.reads.borrow();
         let stale = reads.iter().find(|read| {
             let ends = stood.iter().skip(1).map(|(ends, ..)| *ends).chain([Duration::MAX]);
-            let mut spans = stood.iter().zip(ends).filter(|((_, value, _), _)| *value == read.value);
+            let fits = |value: u64| value == read.value || (read.value == PRESENT && value != ABSENT);
+            let mut spans = stood.iter().zip(ends).filter(|((_, value, _), _)| fits(*value));
             !spans.any(|((began, ..), ended)| *began <= read.ended && ended >= read.began)
         });
         if let Some(Read { value, began, ended }) = stale {
             return Some(format!("from {began:?} to {ended:?} {value} was read, of {stood:?}"));
         }
-        let is_late = |(placed, _, number): &&(Duration, u64, u64)| {
-            given_up.iter().any(|(given_up, end)| given_up == number && *end < *placed)
-        };
-        stood.iter().find(is_late).map(|(placed, ..)| format!("at {placed:?} came what was given up on"))
+        if let Some(undone) = self.undone.borrow().as_ref() {
+            return Some(undone.clone());
+        }
+        let decided = self.decided.borrow();
+        let late = given_up.iter().find(|(number, end)| decided.get(number).is_some_and(|decided| decided > end));
+        late.map(|(number, end)| format!("write {number} was decided after {end:?}"))
     }
 }
 
-fn new_store(number: usize, life: u64) -> Store<u64> {
-    Store::new(Setup { is_root: number == 0, run: life, max_bytes: 1 << 20, lease: LEASE })
+fn new_store(number: usize, life: u64, lease: Duration) -> Store<u64> {
+    Store::new(Setup { is_root: number == 0, run: life, max_bytes: 1 << 20, lease })
 }
 
 fn number_of(value: Option<Value>) -> u64 {
@@ -587,6 +821,12 @@ fn run_schedule(seed: u64) -> Result<usize, String> {
     }
     for number in 1..ABOVE.len() {
         world.spawn(None, Rc::clone(&world).be_joining(number));
+    }
+    if seed % 4 >= 2 {
+        world.disk.borrow_mut().commits = Some(Vec::new());
+        world.nodes[0].down.set(true);
+        let starting = Rc::clone(&world);
+        world.spawn(None, async move { starting.start_root().await });
     }
     world.spawn(None, Rc::clone(&world).be_chaos());
     world.run(Duration::from_mins(2));

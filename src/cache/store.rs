@@ -5,12 +5,13 @@
 //! Invariants: a copy's record, at the node that granted it, ends after the copy does. `bytes` is
 //! what all that is held counts, and never above `max_bytes`.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::leases::{Holder, Holders, Key, Record, record_life, shrink};
 use super::value::Value;
+use super::writes::{Change, Writers};
 
 /// A value, `None` if there is no such key, and how long it may be kept; zero: answer it, keep nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +48,7 @@ pub struct Reading<'a, W> {
     /// When it came, in the sequence in which fetches are numbered: those with a higher number were sent later.
     came: Option<u64>,
     /// The fetch of another reader, while this one waits for it.
-    shared: Option<(u64, Arc<OnceLock<Outcome>>)>,
+    shared: Option<(u64, Arc<OnceLock<Fetched>>)>,
 }
 
 impl<'a, W> Reading<'a, W> {
@@ -67,66 +68,7 @@ pub enum Step {
 }
 
 /// What a fetch has come to: `None` if no ancestor answered.
-type Outcome = Option<Option<Value>>;
-
-/// Whether a writer may go on.
-#[derive(Debug)]
-pub enum Turn {
-    /// Others are before it: wait to be woken.
-    Wait,
-    /// The root is too young to finish a write (rule 10): try again then.
-    NotBefore(Instant),
-    /// Give up: it would be refused.
-    Refused(Refusal),
-    /// Invalidate these, then finish.
-    Go(Vec<Record>),
-}
-
-/// A change of one key.
-#[derive(Debug, Clone)]
-pub enum Write {
-    /// The value, and for how long if not for ever.
-    Put(Value, Option<Duration>),
-    Delete,
-}
-
-/// What must hold of a key for its write to be done; RFC 9110, section 13.1, calls it a precondition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Condition {
-    None,
-    /// Create only.
-    Absent,
-    /// Replace only.
-    Present,
-    /// It asks for an entity tag, and no value has one; or for what cannot be.
-    Never,
-}
-
-impl Condition {
-    fn expect(self, exists: bool) -> Result<(), Refusal> {
-        match self {
-            Self::Absent if exists => Err(Refusal::Condition("the key exists already")),
-            Self::Present if !exists => Err(Refusal::Condition("the key does not exist")),
-            Self::Never => Err(Refusal::Condition("no value can meet this condition")),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Why a write is not done, in words.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Refusal {
-    Condition(&'static str),
-    Full(String),
-    /// It cannot be done in its time.
-    Late(&'static str),
-}
-
-const TOO_LATE: Refusal = Refusal::Late("too late; not applied");
-const TOO_YOUNG: Refusal = Refusal::Late("this root is too young to finish a write in its time; not applied");
-
-/// What came of a write, and the next writer, who must be woken.
-type Finished<W> = (Result<(), Refusal>, Option<W>);
+type Fetched = Option<Option<Value>>;
 
 /// What an entry or a copy takes beside its text. Measured: 160 bytes, and a little more just after the
 /// map has grown.
@@ -152,10 +94,10 @@ pub struct Gauges {
 /// What is known of a key here: an entry at the root; elsewhere a copy, be it of a value or of the root's word that there
 /// is none.
 #[derive(Debug)]
-struct Item {
-    value: Option<Value>,
+pub(super) struct Item {
+    pub(super) value: Option<Value>,
     /// When the copy's lease ends, or the entry expires, if it does.
-    ends: Option<Instant>,
+    pub(super) ends: Option<Instant>,
 }
 
 impl Item {
@@ -165,20 +107,11 @@ impl Item {
 }
 
 #[derive(Debug)]
-struct Writer<W> {
-    ticket: u64,
-    who: W,
-    condition: Condition,
-    /// It is not done later (rule 11).
-    deadline: Instant,
-}
-
-#[derive(Debug)]
 struct Fetch<W> {
     number: u64,
     /// An invalidation came while it was under way (rule 5).
     marked: bool,
-    outcome: Arc<OnceLock<Outcome>>,
+    outcome: Arc<OnceLock<Fetched>>,
     waiting: Vec<W>,
 }
 
@@ -196,22 +129,30 @@ pub struct Setup {
 /// All that a node holds.
 #[derive(Debug)]
 pub struct Store<W> {
-    setup: Setup,
+    pub(super) setup: Setup,
     /// What the items count, and what those of absent keys do.
-    text_bytes: usize,
+    pub(super) text_bytes: usize,
     absent_bytes: usize,
     /// Reads, fetches and writers are numbered in one sequence.
     last_number: u64,
-    items: HashMap<Key, Item>,
+    pub(super) items: HashMap<Key, Item>,
     /// Who was granted a copy of them.
-    holders: Holders,
+    pub(super) holders: Holders,
     fetches: HashMap<Key, Vec<Fetch<W>>>,
-    /// The writers of a key, first come first served. While there are any, nothing is granted (rule 3).
-    writers: HashMap<Key, VecDeque<Writer<W>>>,
+    pub(super) writers: Writers<W>,
+    /// What is to be made durable next, and the room that it needs until it is in place.
+    pub(super) decided: Vec<Change>,
+    pub(super) reserved_bytes: usize,
+    /// Until then what has ended has ended for good; none: nothing is made durable, so that is now.
+    pub(super) mark: Option<Instant>,
+    /// Those who wait until an end is durable.
+    pub(super) waiting: Vec<W>,
+    /// The longest lease that may be outstanding, as it is on record (rule 10).
+    pub(super) noted_lease: Duration,
     /// The root finishes no write before (rule 10).
-    young_until: Option<Instant>,
+    pub(super) young_until: Option<Instant>,
     /// When items end.
-    ends: BTreeSet<(Instant, Key)>,
+    pub(super) ends: BTreeSet<(Instant, Key)>,
 }
 
 impl<W: Clone> Store<W> {
@@ -224,7 +165,12 @@ impl<W: Clone> Store<W> {
             items: HashMap::new(),
             holders: Holders::default(),
             fetches: HashMap::new(),
-            writers: HashMap::new(),
+            writers: Writers::new(),
+            decided: Vec::new(),
+            reserved_bytes: 0,
+            mark: None,
+            waiting: Vec::new(),
+            noted_lease: Duration::ZERO,
             young_until: None,
             ends: BTreeSet::new(),
         }
@@ -241,6 +187,9 @@ impl<W: Clone> Store<W> {
     /// A read for another node is granted a lease.
     pub fn step_read(&mut self, reading: &mut Reading<W>, now: Instant) -> Step {
         let Reading { key, holder, .. } = *reading;
+        if self.is_ending(key, &reading.reader, now) {
+            return Step::Wait;
+        }
         if let Some(answer) = self.answer_here(key, holder, now) {
             return Step::Answer(answer, if self.setup.is_root { Source::Entry } else { Source::Copy });
         }
@@ -295,9 +244,11 @@ impl<W: Clone> Store<W> {
 
     /// Ends, with nothing to show for it, the fetch or write that bears this number: what was begun and is never
     /// ended would make all wait that come after it. Returns whoever must be woken.
-    pub fn abandon(&mut self, key: &str, number: u64, now: Instant) -> Vec<W> {
+    pub fn abandon(&mut self, key: &str, number: u64) -> Vec<W> {
         match self.take_fetch(key, number) {
-            None => self.finish_write(key, number, None, now).1.into_iter().collect(),
+            // What is decided will be in place, whoever waits for that.
+            None if self.writers.find(key, number).is_none_or(|(_, writer)| writer.is_decided) => Vec::new(),
+            None => self.writers.remove(key, number).1.into_iter().collect(),
             Some(fetch) => {
                 fetch.outcome.set(None).expect("it is ended once");
                 fetch.waiting
@@ -337,7 +288,7 @@ impl<W: Clone> Store<W> {
     /// Answers a read from what is here, for a holder with a lease; `None` if another node must be asked. That a key is
     /// absent is answered like a value: nobody reads it as absent after a write has created it.
     fn answer_here(&mut self, key: &str, holder: Option<&Holder>, now: Instant) -> Option<Leased> {
-        let item = self.items.get(key).filter(|item| item.is_valid(now));
+        let item = self.items.get(key).filter(|item| item.is_valid(self.marked(now)));
         let (value, ends) = match item {
             Some(item) => (item.value.clone(), item.ends),
             None if self.setup.is_root => (None, None),
@@ -347,7 +298,7 @@ impl<W: Clone> Store<W> {
         // 1. A write lists the holders, and begins to invalidate them.
         // 2. A node fetches, and gets a lease on the old value.
         // 3. The write ends. Nobody has told that node.
-        let Some(holder) = holder.filter(|_| !self.writers.contains_key(key)) else { return Some(Leased::once(value)) };
+        let Some(holder) = holder.filter(|_| !self.writers.have(key)) else { return Some(Leased::once(value)) };
         let full = self.setup.lease;
         let lease = match ends.map(|ends| ends - now) {
             // Rule 1: what is left of this copy's lease, so that no copy outlives its source, but for a twentieth, so
@@ -368,65 +319,8 @@ impl<W: Clone> Store<W> {
         }
     }
 
-    // -- the root: writes ----------------------------------------------------------------------
-
-    /// Puts a writer in the queue of its key; the returned number is its ticket. From here on
-    /// nothing of this key is granted, until [`Store::finish_write`] of the last in the queue.
-    pub fn queue_write(&mut self, key: &str, condition: Condition, deadline: Instant, who: W) -> u64 {
-        let ticket = self.next_number();
-        self.writers.entry(key.into()).or_default().push_back(Writer { ticket, who, condition, deadline });
-        ticket
-    }
-
-    /// Whether it is that writer's turn and, if so, whom it must invalidate first (rule 4). One that is too late is
-    /// refused before its turn (rule 11), and one whose condition does not hold before anybody is told.
-    pub fn take_turn(&mut self, key: &str, ticket: u64, now: Instant) -> Turn {
-        let queue = self.writers.get(key).into_iter().flatten();
-        let (place, writer) =
-            queue.enumerate().find(|(_, writer)| writer.ticket == ticket).expect("it is in its queue");
-        match self.young_until.filter(|until| now < *until) {
-            _ if now >= writer.deadline => Turn::Refused(TOO_LATE),
-            Some(until) if until >= writer.deadline => Turn::Refused(TOO_YOUNG),
-            _ if place > 0 => Turn::Wait,
-            Some(until) => Turn::NotBefore(until),
-            None => match writer.condition.expect(self.has(key, now)) {
-                Err(refusal) => Turn::Refused(refusal),
-                // Nothing has been granted since the ban, which is older than this list: the list is whole (rule 4).
-                Ok(()) => Turn::Go(self.holders.list(key, now)),
-            },
-        }
-    }
-
-    /// Ends a writer's turn: puts its change in place, or none if it gives up. The ban on grants is
-    /// lifted in the same hold of the lock, or handed on to the next writer, who must be woken. If it is refused
-    /// the old value stands. All that may refuse it is looked at here (rule 12), and again what was looked at before:
-    /// an entry may have ended while holders were told, and a run may have joined that holds what another root granted.
-    pub fn finish_write(&mut self, key: &str, ticket: u64, change: Option<Write>, now: Instant) -> Finished<W> {
-        let exists = self.has(key, now);
-        let queue = self.writers.get_mut(key).expect("a writer stays in its queue until it is finished");
-        let position = queue.iter().position(|writer| writer.ticket == ticket).expect("it is finished once");
-        let writer = queue.remove(position).expect("there is one");
-        let next = queue.front().map(|writer| writer.who.clone());
-        if next.is_none() {
-            self.writers.remove(key);
-        }
-        let result = match change {
-            None => Ok(()),
-            Some(_) if now >= writer.deadline => Err(TOO_LATE),
-            Some(_) if self.young_for(now) > Duration::ZERO => Err(TOO_YOUNG),
-            Some(change) => writer.condition.expect(exists).and_then(|()| match change {
-                Write::Put(value, ttl) => self.put(key, value, ttl, now),
-                Write::Delete => {
-                    self.remove(key);
-                    Ok(())
-                }
-            }),
-        };
-        (result, next)
-    }
-
-    fn has(&self, key: &str, now: Instant) -> bool {
-        self.items.get(key).is_some_and(|item| item.is_valid(now))
+    pub(super) fn has(&self, key: &str, now: Instant) -> bool {
+        self.items.get(key).is_some_and(|item| item.is_valid(self.marked(now)))
     }
 
     /// Lets no write finish while nodes may hold what another root granted (rule 10): a lease of that length, counted
@@ -446,24 +340,6 @@ impl<W: Clone> Store<W> {
         last.map_or(Duration::ZERO, |ends| ends.saturating_duration_since(now))
     }
 
-    fn put(&mut self, key: &str, value: Value, ttl: Option<Duration>, now: Instant) -> Result<(), Refusal> {
-        let needed = |store: &Self| {
-            let freed = store.items.get(key).map_or(0, |old| item_bytes(key, old.value.as_ref()));
-            store.bytes() - freed + item_bytes(key, Some(&value))
-        };
-        if needed(self) > self.setup.max_bytes {
-            // What has ended needs no room.
-            while self.sweep(now) {}
-        }
-        let (needed_bytes, allowed) = (needed(self), self.setup.max_bytes);
-        if needed_bytes > allowed {
-            let text = format!("the store is full: {needed_bytes} bytes are needed, {allowed} are allowed");
-            return Err(Refusal::Full(text));
-        }
-        self.insert(key, Some(value), ttl.map(|ttl| now + ttl));
-        Ok(())
-    }
-
     // -- holders -------------------------------------------------------------------------------
 
     /// A holder has been told: it has acknowledged (rule 7), or its record has run out before it did (rule 6).
@@ -479,7 +355,8 @@ impl<W: Clone> Store<W> {
 
     /// What can be read here now without asking anybody, in no order.
     pub fn list(&self, now: Instant) -> impl Iterator<Item = (&str, &Value)> {
-        let valid = self.items.iter().filter(move |(_, item)| item.is_valid(now));
+        let marked = self.marked(now);
+        let valid = self.items.iter().filter(move |(_, item)| item.is_valid(marked));
         valid.filter_map(|(key, item)| Some((&**key, item.value.as_ref()?)))
     }
 
@@ -491,17 +368,29 @@ impl<W: Clone> Store<W> {
     /// Drops some of what has ended. Nothing depends on it but memory, since every use looks at the
     /// clock. Returns whether there may be more; then call again, and let others have the lock between.
     pub fn sweep(&mut self, now: Instant) -> bool {
-        for _ in 0..SWEEP_ITEMS {
-            let Some((_, key)) = self.ends.first().filter(|(ends, _)| *ends <= now).cloned() else {
-                shrink(&mut self.items);
-                return self.holders.sweep(now, SWEEP_ITEMS);
-            };
-            self.remove(&key);
+        if self.decided.len() >= SWEEP_ITEMS {
+            // What is swept must be committed, and no write is to wait long behind it.
+            return false;
         }
-        true
+        let marked = self.marked(now);
+        let ended = self.ends.iter().take_while(|(ends, _)| *ends <= marked);
+        // What is being written is written over, and a change on its way to the disk must not be followed by this one.
+        let ended = ended.filter(|(_, key)| !self.writers.have(key)).take(SWEEP_ITEMS);
+        let ended: Vec<Key> = ended.map(|(_, key)| Arc::clone(key)).collect();
+        for key in &ended {
+            self.remove(key);
+            if self.mark.is_some() {
+                self.decided.push(Change { key: Arc::clone(key), entry: None, ticket: None });
+            }
+        }
+        if ended.len() == SWEEP_ITEMS {
+            return true;
+        }
+        shrink(&mut self.items);
+        self.holders.sweep(now, SWEEP_ITEMS)
     }
 
-    fn insert(&mut self, key: &str, value: Option<Value>, ends: Option<Instant>) {
+    pub(super) fn insert(&mut self, key: &str, value: Option<Value>, ends: Option<Instant>) {
         self.remove(key);
         let bytes = item_bytes(key, value.as_ref());
         self.text_bytes += bytes;
@@ -511,7 +400,7 @@ impl<W: Clone> Store<W> {
         self.items.insert(key, Item { value, ends });
     }
 
-    fn remove(&mut self, key: &str) {
+    pub(super) fn remove(&mut self, key: &str) {
         if let Some((key, old)) = self.items.remove_entry(key) {
             let bytes = item_bytes(&key, old.value.as_ref());
             self.text_bytes -= bytes;
@@ -531,17 +420,17 @@ impl<W: Clone> Store<W> {
         room_bytes.min((self.setup.max_bytes / ABSENT_SHARE).saturating_sub(absent_bytes))
     }
 
-    fn bytes(&self) -> usize {
-        self.text_bytes + self.holders.bytes()
+    pub(super) fn bytes(&self) -> usize {
+        self.text_bytes + self.reserved_bytes + self.holders.bytes()
     }
 
-    fn next_number(&mut self) -> u64 {
+    pub(super) fn next_number(&mut self) -> u64 {
         self.last_number += 1;
         self.last_number
     }
 }
 
-fn item_bytes(key: &str, value: Option<&Value>) -> usize {
+pub(super) fn item_bytes(key: &str, value: Option<&Value>) -> usize {
     ITEM_BYTES + key.len() + value.map_or(0, Value::bytes)
 }
 

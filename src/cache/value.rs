@@ -28,6 +28,11 @@ impl Value {
         Self { last_field: Arc::new(body) }
     }
 
+    /// Keeps that JSON text.
+    pub fn from_raw(json: &[u8]) -> Self {
+        Self { last_field: Arc::new([NAME, json, b"}"].concat()) }
+    }
+
     /// `"value":…}`: what follows `{`, or other fields and a comma.
     pub fn last_field(&self) -> Arc<Vec<u8>> {
         Arc::clone(&self.last_field)
@@ -71,9 +76,7 @@ pub fn is_unicode(value: &RawValue) -> bool {
 #[cfg(test)]
 impl From<&str> for Value {
     fn from(json: &str) -> Self {
-        let body = format!(r#"{{"value":{json}}}"#).into_bytes();
-        let place = 9..body.len() - 1;
-        Self::cut_out(body, place)
+        Self::from_raw(json.as_bytes())
     }
 }
 

@@ -17,8 +17,9 @@ use super::client::Reply;
 use super::page;
 use super::server::{Answer, Incoming};
 use crate::cache::leases::Holder;
-use crate::cache::store::{Condition, Leased, Source, Write};
+use crate::cache::store::{Leased, Source};
 use crate::cache::value::{self, Value};
+use crate::cache::writes::{Condition, Write};
 use crate::config::{base_url, host_of};
 use crate::node::{Node, READ_LIMIT, join, not_joined};
 use crate::protocol::call::{Call, PassedOn, Request};
@@ -172,7 +173,7 @@ fn put(node: &Arc<Node>, key: &str, passed_on: Option<PassedOn>, mut incoming: I
     }
     let place = value::find(value, &body);
     let value = Value::cut_out(body, place);
-    node.write(key, Write::Put(value.clone(), ttl), condition, deadline)?;
+    node.write(key, &Write::Put(value.clone(), ttl), condition, deadline)?;
     let start = format!(r#"{{"key":{},"#, serde_json::to_string(key).expect("a string is JSON"));
     Ok(answer_with(start.as_bytes(), &value))
 }
@@ -186,7 +187,7 @@ fn read_ttl(seconds: f64) -> Result<Duration, Error> {
 
 fn delete(node: &Arc<Node>, key: &str, passed_on: Option<PassedOn>, incoming: &Incoming) -> Result<Answer, Error> {
     let deadline = read_deadline(node, passed_on, incoming)?;
-    node.write(key, Write::Delete, read_condition(incoming)?, deadline)?;
+    node.write(key, &Write::Delete, read_condition(incoming)?, deadline)?;
     Ok(answer_json(&json!({ "key": key })))
 }
 

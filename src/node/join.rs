@@ -36,6 +36,10 @@ const LONGEST_LEASE: Duration = Duration::from_hours(1);
 /// How long the root waits for a node to say who it is.
 pub const ASK_LIMIT: Duration = Duration::from_secs(1);
 
+/// Between two looks of a root whether it is alone. It is a client of its own then, and a new one: more often would keep
+/// the sentinel knocking.
+const ALONE_PAUSE: Duration = Duration::from_secs(10);
+
 /// How long a starting root waits for another one that starts as well, and must end or go on.
 const ALONE_LIMIT: Duration = Duration::from_secs(15);
 
@@ -98,7 +102,7 @@ pub fn join_root(node: &Node) -> Result<(), String> {
 /// alone: its name may be another's now.
 pub fn keep_joined(node: &Node) -> Result<(), String> {
     while node.config.is_root() {
-        thread::sleep(REJOIN_PAUSE);
+        thread::sleep(ALONE_PAUSE);
         if let Some((url, _)) = find_other_root(node).filter(|(_, other)| other.joined) {
             return Err(format!("another root answers at {url} now, and a tree has one"));
         }
@@ -225,7 +229,7 @@ mod tests {
     fn rule_10_a_run_of_another_root_makes_this_one_wait_once_for_what_it_holds() {
         let (url, minutes) = ("http://127.0.0.1:9", |minutes: u64| minutes * 60_000);
         let root = young_root();
-        root.take_table(Vec::new());
+        root.take_table(Vec::new(), root.config.lease);
         // One that never had a place holds nothing of anybody's, and nobody's holds is believed to be longer than an hour.
         for (run, position, holds_ms, young_for) in [
             (2, None, minutes(9), 66),
@@ -246,7 +250,7 @@ mod tests {
     #[test]
     fn another_protocol_is_refused_with_both_numbers() {
         let root = young_root();
-        root.take_table(Vec::new());
+        root.take_table(Vec::new(), root.config.lease);
         for (protocol, text) in [
             (Some(3), "this root speaks protocol 2, and the node 3"),
             (None, "this root speaks protocol 2, and the node 1"),
@@ -259,7 +263,7 @@ mod tests {
     #[test]
     fn only_the_same_process_at_the_same_place_is_not_asked_again() {
         let root = young_root();
-        root.take_table(Vec::new());
+        root.take_table(Vec::new(), root.config.lease);
         let process = Process { run: 1, url: "http://127.0.0.1:9".to_owned(), heard: Instant::now() };
         root.table().unwrap().admit(Member { id: 2, process: Some(process) }, None);
         for (run, url, answered) in

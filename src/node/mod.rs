@@ -4,6 +4,7 @@
 //! Left out: what is done with it ([`walk`]), how a node gets its place and keeps it ([`join`]), and HTTP
 //! (`http/api.rs`).
 
+pub mod durable;
 pub mod join;
 mod walk;
 
@@ -44,6 +45,8 @@ pub struct Node {
     pub metrics: Metrics,
     /// Guards all that is held.
     store: Mutex<Store<Thread>>,
+    /// The thread that commits, where entries are kept on disk.
+    committer: OnceLock<Thread>,
     role: Role,
     /// Guards whether ZooKeeper has this node's znodes; nobody knows before the first attempt.
     registered: Mutex<Option<bool>>,
@@ -121,6 +124,7 @@ impl Node {
             client: Client::new(config.token.as_deref()),
             metrics: Metrics::default(),
             store: Mutex::new(Store::new(Setup { is_root, run, max_bytes, lease })),
+            committer: OnceLock::new(),
             role,
             registered: Mutex::default(),
             config,
@@ -130,8 +134,8 @@ impl Node {
     // -- the place -----------------------------------------------------------------------------
 
     /// Gives the root its table: with the places that its former self gave, position and id, as far as it knows them.
-    /// What that granted it does not know, and waits for (rule 10).
-    pub fn take_table(&self, places: Vec<(u32, u32)>) {
+    /// What that granted it does not know, and waits for: nodes may hold it for as long as that `lease` (rule 10).
+    pub fn take_table(&self, places: Vec<(u32, u32)>, lease: Duration) {
         let Role::Root { table } = &self.role else { return };
         let process = Process { run: self.myself.run, url: self.myself.url.clone(), heard: self.started };
         let root = Member { id: self.config.node_id, process: Some(process) };
@@ -139,7 +143,7 @@ impl Node {
         for (position, id) in places {
             new_table.admit(Member { id, process: None }, Some(position));
         }
-        self.wait_for_leases(self.config.lease);
+        self.wait_for_leases(lease);
         table.get_or_init(|| Mutex::new(new_table));
     }
 

@@ -17,7 +17,7 @@ pub fn young_root() -> Arc<Node> {
 fn rule_10_a_root_waits_from_when_it_takes_its_table() {
     let root = young_root();
     assert_eq!(root.young_for(), Duration::ZERO);
-    root.take_table(vec![(1, 2)]);
+    root.take_table(vec![(1, 2)], root.config.lease);
     let young_for = root.young_for();
     assert!(young_for > Duration::from_secs(65) && young_for <= Duration::from_secs(66), "{young_for:?}");
 }

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::{Joined, Node, Role, lock, not_joined};
 use crate::cache::leases::{Holder, Record, record_life};
-use crate::cache::store::{Condition, Leased, Reading, Refusal, Source, Step, Turn, Write};
+use crate::cache::store::{Leased, Reading, Source, Step};
+use crate::cache::writes::{Condition, Outcome, Refusal, Turn, Write};
 use crate::http::client::{CallError, Reply, Sent};
 use crate::protocol::call::{Call, PassedOn};
 use crate::protocol::error::{Error, Kind};
@@ -62,7 +63,7 @@ impl Begun<'_> {
 
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
-        let waiting = self.node.store().abandon(self.key, self.number, Instant::now());
+        let waiting = self.node.store().abandon(self.key, self.number);
         waiting.iter().for_each(Thread::unpark);
     }
 }
@@ -91,7 +92,10 @@ impl Node {
                     };
                 }
                 Step::Wait if now >= deadline => return Err(no_answer(key, &[])),
-                Step::Wait => thread::park_timeout(deadline - now),
+                Step::Wait => {
+                    self.wake_committer();
+                    thread::park_timeout(deadline - now);
+                }
             }
         }
     }
@@ -166,12 +170,12 @@ impl Node {
 
     // -- the write -----------------------------------------------------------------------------
 
-    /// Changes a key at the root: invalidates first, then puts the change in place (rule 4). If it is refused, the old
-    /// value stands.
+    /// Changes a key at the root: invalidates first, then decides, makes it durable, and puts it in place (rules 4 and 12).
+    /// If it is refused, the old value stands.
     pub fn write(
         self: &Arc<Self>,
         key: &str,
-        change: Write,
+        change: &Write,
         condition: Condition,
         deadline: Instant,
     ) -> Result<(), Error> {
@@ -179,7 +183,22 @@ impl Node {
         let begun = Begun { node: self, key, number: ticket };
         let holders = self.wait_for_turn(key, ticket, deadline).map_err(refused)?;
         self.invalidate_holders(key, holders);
-        let (result, next) = self.store().finish_write(key, ticket, Some(change), Instant::now());
+        let limit = deadline + WRITE_SLACK;
+        let (result, next) = loop {
+            let now = Instant::now();
+            let outcome = self.store().finish_write(key, ticket, change, now);
+            match outcome {
+                Outcome::Done(result, next) => break (result, next),
+                Outcome::Wait if now < limit => {
+                    self.wake_committer();
+                    thread::park_timeout(limit - now);
+                }
+                Outcome::Wait => {
+                    let text = format!("the disk of {} is slow: whether it was applied is unknown", self.myself.name);
+                    return Err(Kind::ServiceUnavailable.error(text));
+                }
+            }
+        };
         begun.ended(next);
         result.map_err(refused)?;
         self.metrics.writes.count();
@@ -196,7 +215,10 @@ impl Node {
                 Turn::Go(holders) => return Ok(holders),
                 Turn::Refused(refusal) => return Err(refusal),
                 Turn::NotBefore(then) => thread::park_timeout(then - now),
-                Turn::Wait => thread::park_timeout(LOOK_AGAIN.min(deadline - now)),
+                Turn::Wait => {
+                    self.wake_committer();
+                    thread::park_timeout(LOOK_AGAIN.min(deadline - now));
+                }
             }
         }
     }

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Node, Process, Tree};
+use crate::durable::Folder;
+use crate::harness::{Node, Tree};
 use crate::random::Random;
 
 const KEYS: u64 = 3;
@@ -102,53 +103,60 @@ fn be_client(url: &str, seed: u64, started: Instant, over: &AtomicBool, last_val
     history
 }
 
-/// Kills, pauses and restarts one node after another, until `end`. Returns how often.
-fn be_chaos(nodes: &mut [Node], seed: u64, end: Instant) -> (u32, u32) {
-    let (mut random, mut kills, mut pauses) = (Random(seed), 0, 0);
+/// How often nodes were killed and paused, and how often that was the root.
+#[derive(Debug, Default)]
+struct Faults {
+    kills: u32,
+    pauses: u32,
+    of_the_root: u32,
+}
+
+/// Kills, pauses and restarts one node after another, for that time. Says ten times what the root takes: in a long run
+/// none of it may grow.
+fn be_chaos(nodes: &mut [Node], seed: u64, time: Duration) -> Faults {
+    let (mut random, mut faults, mut tenth) = (Random(seed), Faults::default(), 1);
+    let started = Instant::now();
     let mut rest = |longest_ms| {
-        let left = end.saturating_duration_since(Instant::now());
+        let left = time.saturating_sub(started.elapsed());
         thread::sleep(Duration::from_millis(random.below(longest_ms)).min(left));
         random.below(1000)
     };
-    while Instant::now() < end {
+    while started.elapsed() < time {
         let chosen = usize::try_from(rest(500)).expect("it is small") % nodes.len();
+        // The root early, for a short run.
+        let chosen = if faults.kills + faults.pauses == 1 { 0 } else { chosen };
         let node = &mut nodes[chosen];
         if rest(100) < 500 {
             node.kill();
             rest(1000);
             node.restart();
-            kills += 1;
+            faults.kills += 1;
         } else {
             node.pause();
             rest(2500);
             node.resume();
-            pauses += 1;
+            faults.pauses += 1;
+        }
+        faults.of_the_root += u32::from(chosen == 0);
+        if started.elapsed() > time * tenth / 10 {
+            let (root, at) = (&nodes[0].process, started.elapsed().as_secs());
+            let (threads, descriptors) = (root.entries_of("task"), root.entries_of("fd"));
+            println!("after {at} s the root has {} kB, {threads} threads, {descriptors} descriptors", root.memory_kb());
+            tenth += 1;
         }
     }
-    (kills, pauses)
-}
-
-/// Says ten times what the root, which is never restarted, has taken: in a long run none of it may grow.
-fn report_growth(root: &Process, seconds: u64, started: Instant, over: &AtomicBool) {
-    for tenth in 1..=10 {
-        while started.elapsed() < Duration::from_secs(seconds) * tenth / 10 && !over.load(Ordering::Relaxed) {
-            thread::sleep(Duration::from_millis(100));
-        }
-        let (threads, descriptors) = (root.entries_of("task"), root.entries_of("fd"));
-        let at = started.elapsed().as_secs();
-        println!("after {at} s the root has {} kB, {threads} threads, {descriptors} descriptors", root.memory_kb());
-    }
+    faults
 }
 
 #[test]
 fn no_client_sees_the_past_while_nodes_are_killed_paused_and_restarted() {
     let seconds = std::env::var("SOAK_SECONDS").map_or(10, |text| text.parse().expect("SOAK_SECONDS is a number"));
-    let mut tree = Tree::start(3, &[("LEASE_SECONDS", "1")]);
+    let folder = Folder::new();
+    let mut tree = Tree::start(3, &[("LEASE_SECONDS", "1"), ("DATA_DIR", folder.path())]);
     let urls: Vec<String> = tree.nodes.iter().map(|node| node.url.clone()).collect();
     let (started, over, last_value) = (Instant::now(), AtomicBool::new(false), AtomicU64::new(0));
     let seed = u64::from(std::process::id()) + 1;
-    let (root, others) = tree.nodes.split_first_mut().expect("a tree has a root");
-    let (history, (kills, pauses)) = thread::scope(|scope| {
+    let (history, Faults { kills, pauses, of_the_root }) = thread::scope(|scope| {
         let clients: Vec<_> = urls
             .iter()
             .zip(1..)
@@ -157,8 +165,7 @@ fn no_client_sees_the_past_while_nodes_are_killed_paused_and_restarted() {
                 scope.spawn(move || be_client(url, seed * 100 + number, started, over, last_value))
             })
             .collect();
-        scope.spawn(|| report_growth(&root.process, seconds, started, &over));
-        let faults = be_chaos(others, seed, started + Duration::from_secs(seconds));
+        let faults = be_chaos(&mut tree.nodes, seed, Duration::from_secs(seconds));
         over.store(true, Ordering::Relaxed);
         let histories = clients.into_iter().map(|client| client.join().expect("a client goes on to the end"));
         (histories.flatten().collect::<Vec<_>>(), faults)
@@ -166,7 +173,8 @@ fn no_client_sees_the_past_while_nodes_are_killed_paused_and_restarted() {
     let writes = history.iter().filter(|operation| operation.writes).count();
     let unknown = history.iter().filter(|operation| operation.ended == NEVER).count();
     println!(
-        "{} reads, {writes} writes ({unknown} with an unknown outcome), {kills} kills, {pauses} pauses in {seconds} s",
+        "{} reads, {writes} writes ({unknown} with an unknown outcome), {kills} kills and {pauses} pauses, {of_the_root} of \
+         them the root's, in {seconds} s",
         history.len() - writes
     );
     for key in 0..KEYS {

@@ -9,6 +9,7 @@ mod browser;
 mod client;
 mod coherence;
 mod door;
+mod durable;
 mod harness;
 mod hostile;
 mod house;

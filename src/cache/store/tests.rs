@@ -1,6 +1,7 @@
 //! The rules, one decision at a time.
 
 use super::*;
+use crate::cache::writes::{Batch, Condition, Outcome, Refusal, TOO_LATE, TOO_YOUNG, Turn, Write};
 
 const LEASE: Duration = Duration::from_secs(5);
 const SECOND: Duration = Duration::from_secs(1);
@@ -35,13 +36,27 @@ fn node() -> (Store<u64>, Instant) {
 }
 
 /// Writes without waiting for anybody.
-fn write(store: &mut Store<u64>, key: &str, change: Write, now: Instant) -> Result<(), Refusal> {
+fn write(store: &mut Store<u64>, key: &str, change: &Write, now: Instant) -> Result<(), Refusal> {
     let ticket = store.queue_write(key, Condition::None, now + LIMIT, 0);
-    store.finish_write(key, ticket, Some(change), now).0
+    finish(store, key, ticket, change, now).0
+}
+
+/// Ends a write that waits for no disk: what came of it, and the next writer.
+fn finish(
+    store: &mut Store<u64>,
+    key: &str,
+    ticket: u64,
+    change: &Write,
+    now: Instant,
+) -> (Result<(), Refusal>, Option<u64>) {
+    match store.finish_write(key, ticket, change, now) {
+        Outcome::Done(result, next) => (result, next),
+        Outcome::Wait => panic!("nothing is to be waited for"),
+    }
 }
 
 fn put(store: &mut Store<u64>, json: &str, now: Instant) {
-    write(store, "k", Write::Put(value(json), None), now).unwrap();
+    write(store, "k", &Write::Put(value(json), None), now).unwrap();
 }
 
 fn reading(reader: u64) -> Reading<'static, u64> {
@@ -137,11 +152,10 @@ fn rule_3_nothing_is_granted_while_writers_are_in_the_queue() {
     assert!(matches!(store.take_turn("k", second, now), Turn::Wait));
     assert!(matches!(store.take_turn("k", first, now), Turn::Go(holders) if holders.len() == 1));
     assert_eq!(grant(&mut store, 2, now), leased("1", Duration::ZERO));
-    let (_, next) = store.finish_write("k", first, Some(Write::Put(value("2"), None)), now);
+    let (_, next) = finish(&mut store, "k", first, &Write::Put(value("2"), None), now);
     assert_eq!(next, Some(20), "the ban is handed on");
     assert_eq!(grant(&mut store, 2, now), leased("2", Duration::ZERO));
-    let (_, next) = store.finish_write("k", second, None, now);
-    assert_eq!(next, None);
+    assert_eq!(store.abandon("k", second), [0; 0]);
     assert_eq!(grant(&mut store, 2, now), leased("2", LEASE), "who gave up changed nothing");
 }
 
@@ -188,25 +202,25 @@ fn rule_10_a_young_root_finishes_no_write_and_refuses_what_would_be_too_late() {
     assert!(matches!(store.take_turn("k", patient, until), Turn::Go(_)));
     // A run joins meanwhile that holds what another root has granted.
     store.wait_for_leases(SECOND, until);
-    let (result, _) = store.finish_write("k", patient, Some(Write::Put(value("1"), None)), until);
+    let (result, _) = finish(&mut store, "k", patient, &Write::Put(value("1"), None), until);
     assert_eq!((result, read_entry(&mut store, until)), (Err(TOO_YOUNG), None));
 }
 
 #[test]
 fn rule_11_a_late_write_is_refused_wherever_it_waits() {
     let (mut store, now) = root();
-    let change = || Some(Write::Put(value("1"), None));
+    let change = Write::Put(value("1"), None);
     let mut queue = |who, seconds: u32| store.queue_write("k", Condition::None, now + seconds * SECOND, who);
     let (first, late, second) = (queue(1, 3), queue(2, 1), queue(3, 3));
     assert!(matches!(store.take_turn("k", late, now), Turn::Wait));
     assert!(matches!(store.take_turn("k", late, now + SECOND), Turn::Refused(TOO_LATE)), "before its turn");
-    assert_eq!(store.abandon("k", late, now + SECOND), [1], "the first is told again, which harms nobody");
+    assert_eq!(store.abandon("k", late), [1], "the first is told again, which harms nobody");
     assert!(matches!(store.take_turn("k", first, now + 2 * SECOND), Turn::Go(_)));
     // It waited for a holder.
-    let (result, next) = store.finish_write("k", first, change(), now + 3 * SECOND);
+    let (result, next) = finish(&mut store, "k", first, &change, now + 3 * SECOND);
     assert_eq!((result, next), (Err(TOO_LATE), Some(3)));
     assert!(matches!(store.take_turn("k", second, now + 3 * SECOND), Turn::Refused(TOO_LATE)));
-    store.abandon("k", second, now + 3 * SECOND);
+    store.abandon("k", second);
     assert_eq!(read_entry(&mut store, now), None);
 }
 
@@ -218,7 +232,7 @@ fn an_absent_key_is_granted_kept_and_invalidated_like_a_value() {
     let ticket = store.queue_write("k", Condition::None, now + LIMIT, 0);
     assert!(matches!(store.take_turn("k", ticket, now), Turn::Go(holders) if holders.len() == 1));
     assert_eq!(grant(&mut store, 2, now), absent(Duration::ZERO), "rule 3");
-    store.finish_write("k", ticket, Some(Write::Put(value("null"), None)), now).0.unwrap();
+    finish(&mut store, "k", ticket, &Write::Put(value("null"), None), now).0.unwrap();
     assert_eq!(grant(&mut store, 2, now), leased("null", LEASE));
 
     let (mut store, now) = node();
@@ -275,16 +289,16 @@ fn what_is_abandoned_keeps_nobody_waiting() {
     let number = begin_fetch(&mut store, 1, now);
     let mut waits = reading(2);
     assert_eq!(store.step_read(&mut waits, now), Step::Wait);
-    assert_eq!(store.abandon("k", number, now), [2]);
+    assert_eq!(store.abandon("k", number), [2]);
     assert!(matches!(store.step_read(&mut waits, now), Step::Fetch(_)));
 
     let (mut store, now) = root();
     put(&mut store, "1", now);
     let mut queue = |who| store.queue_write("k", Condition::None, now + LIMIT, who);
     let (first, second) = (queue(10), queue(20));
-    assert_eq!(store.abandon("k", first, now), [20]);
+    assert_eq!(store.abandon("k", first), [20]);
     assert!(matches!(store.take_turn("k", second, now), Turn::Go(_)));
-    assert_eq!(store.abandon("k", second, now), [0; 0]);
+    assert_eq!(store.abandon("k", second), [0; 0]);
     assert_eq!(grant(&mut store, 1, now), leased("1", LEASE), "nothing was changed, and the ban is lifted");
 }
 
@@ -325,7 +339,7 @@ fn rule_9_a_failed_or_marked_fetch_is_not_shared() {
 #[test]
 fn no_copy_outlives_a_ttl_even_on_a_slow_clock() {
     let (mut store, now) = root();
-    write(&mut store, "k", Write::Put(value("1"), Some(11 * SECOND / 10)), now).unwrap();
+    write(&mut store, "k", &Write::Put(value("1"), Some(11 * SECOND / 10)), now).unwrap();
     assert_eq!(grant(&mut store, 1, now), leased("1", SECOND));
     let expiry = now + 11 * SECOND / 10;
     assert!(read_entry(&mut store, now + SECOND).is_some());
@@ -334,12 +348,12 @@ fn no_copy_outlives_a_ttl_even_on_a_slow_clock() {
     store.sweep(expiry);
     assert_eq!((store.gauges().entries, store.ends.len()), (0, 0));
     // A value that replaces another has its own ttl, or none.
-    write(&mut store, "k", Write::Put(value("1"), Some(SECOND)), now).unwrap();
+    write(&mut store, "k", &Write::Put(value("1"), Some(SECOND)), now).unwrap();
     put(&mut store, "2", now);
     store.sweep(now + 2 * SECOND);
     assert_eq!(read_entry(&mut store, now + 2 * SECOND), Some(value("2")));
     let for_years = Some(Duration::from_secs(1_000_000_000));
-    write(&mut store, "k", Write::Put(value("1"), for_years), now).unwrap();
+    write(&mut store, "k", &Write::Put(value("1"), for_years), now).unwrap();
     assert_eq!(grant(&mut store, 1, now), leased("1", LEASE));
 }
 
@@ -347,10 +361,10 @@ fn no_copy_outlives_a_ttl_even_on_a_slow_clock() {
 fn a_full_store_refuses_and_loses_nothing() {
     let (mut store, now) = store_of(true, 2 * (ITEM_BYTES + 20));
     put(&mut store, "1", now);
-    write(&mut store, "b", Write::Put(value("2"), Some(SECOND)), now).unwrap();
+    write(&mut store, "b", &Write::Put(value("2"), Some(SECOND)), now).unwrap();
     let held = store.gauges().bytes;
     let long = Write::Put(value("\"much more than there is room for\""), None);
-    let refused = write(&mut store, "k", long.clone(), now).unwrap_err();
+    let refused = write(&mut store, "k", &long, now).unwrap_err();
     let needed = held + "\"much more than there is room for\"".len() - 1;
     let text = format!("the store is full: {needed} bytes are needed, {} are allowed", 2 * (ITEM_BYTES + 20));
     assert_eq!(refused, Refusal::Full(text));
@@ -358,9 +372,9 @@ fn a_full_store_refuses_and_loses_nothing() {
     assert_eq!(grant(&mut store, 1, now), leased("1", Duration::ZERO), "no room for a record");
     put(&mut store, "3", now);
     assert_eq!(store.gauges().bytes, held, "a value of the same length takes the room of the old one");
-    write(&mut store, "k", long, now + SECOND).expect("the other entry has expired");
+    write(&mut store, "k", &long, now + SECOND).expect("the other entry has expired");
     for key in ["k", "b", "c"] {
-        write(&mut store, key, Write::Delete, now).unwrap();
+        write(&mut store, key, &Write::Delete, now).unwrap();
     }
     assert_eq!((store.gauges().entries, store.gauges().bytes), (0, 0));
 }
@@ -381,7 +395,7 @@ fn a_full_node_keeps_no_copy_and_a_sweep_makes_room() {
 #[test]
 fn a_condition_is_looked_at_when_its_turn_comes_and_when_the_value_is_put() {
     use Condition::{Absent, Never, None, Present};
-    let change = || Some(Write::Put(value("2"), Option::None));
+    let change = Write::Put(value("2"), Option::None);
     for (condition, exists, refused) in [
         (None, false, Option::None),
         (None, true, Option::None),
@@ -393,28 +407,149 @@ fn a_condition_is_looked_at_when_its_turn_comes_and_when_the_value_is_put() {
     ] {
         let (mut store, now) = root();
         if exists {
-            write(&mut store, "k", Write::Put(value("1"), Some(SECOND)), now).unwrap();
+            write(&mut store, "k", &Write::Put(value("1"), Some(SECOND)), now).unwrap();
         }
         let ticket = store.queue_write("k", condition, now + LIMIT, 1);
         let turn = store.take_turn("k", ticket, now);
         let refusal = if let Turn::Refused(refusal) = turn { Some(refusal) } else { Option::None };
         assert_eq!(refusal, refused.map(Refusal::Condition), "{condition:?} {exists}");
-        let (result, _) = store.finish_write("k", ticket, change(), now);
+        let (result, _) = finish(&mut store, "k", ticket, &change, now);
         assert_eq!(result.err(), refused.map(Refusal::Condition), "{condition:?} {exists}");
         let stands = if refused.is_none() { Some("2") } else { exists.then_some("1") };
         assert_eq!(read_entry(&mut store, now), stands.map(value), "{condition:?} {exists}");
     }
     // The entry ends while a holder is waited for.
     let (mut store, now) = root();
-    write(&mut store, "k", Write::Put(value("1"), Some(SECOND)), now).unwrap();
+    write(&mut store, "k", &Write::Put(value("1"), Some(SECOND)), now).unwrap();
     let ticket = store.queue_write("k", Present, now + LIMIT, 1);
     assert!(matches!(store.take_turn("k", ticket, now), Turn::Go(_)));
-    let (result, _) = store.finish_write("k", ticket, change(), now + SECOND);
+    let (result, _) = finish(&mut store, "k", ticket, &change, now + SECOND);
     assert_eq!(result, Err(Refusal::Condition("the key does not exist")));
     // A refused writer hands the ban on.
     let mut queue = |condition, who| store.queue_write("k", condition, now + LIMIT, who);
     let (first, second) = (queue(Present, 1), queue(Absent, 2));
     assert!(matches!(store.take_turn("k", first, now + SECOND), Turn::Refused(_)));
-    assert_eq!(store.abandon("k", first, now + SECOND), [2]);
+    assert_eq!(store.abandon("k", first), [2]);
     assert!(matches!(store.take_turn("k", second, now + SECOND), Turn::Go(_)));
+}
+
+/// A root whose entries are kept on disk, which has waited for its former selves.
+fn durable_root(max_bytes: usize) -> (Store<u64>, Instant) {
+    let (mut store, now) = store_of(true, max_bytes);
+    store.be_durable(now, LEASE);
+    (store, now)
+}
+
+/// Decides a write that nobody has to be told of; it is not durable yet.
+fn decide(store: &mut Store<u64>, key: &str, change: &Write, who: u64, now: Instant) -> u64 {
+    let ticket = store.queue_write(key, Condition::None, now + LIMIT, who);
+    assert!(matches!(store.take_turn(key, ticket, now), Turn::Go(_)));
+    assert_eq!(store.finish_write(key, ticket, change, now), Outcome::Wait);
+    ticket
+}
+
+/// Makes all durable that is decided; who is woken by that.
+fn commit(store: &mut Store<u64>, now: Instant) -> Vec<u64> {
+    let batch = store.take_batch(now).expect("there is something to be committed");
+    store.end_batch(batch)
+}
+
+#[test]
+fn rule_12_nothing_is_seen_before_it_is_durable() {
+    let (mut store, now) = durable_root(1 << 20);
+    let first = decide(&mut store, "k", &Write::Put(value("1"), None), 1, now);
+    let second = store.queue_write("k", Condition::None, now + LIMIT, 2);
+    assert!(store.abandon("k", first).is_empty(), "what is decided is in nobody's hands any more");
+    assert_eq!(store.finish_write("k", first, &Write::Delete, now), Outcome::Wait);
+    assert_eq!(grant(&mut store, 1, now), Leased::once(None), "the old value, and nothing is granted");
+    let batch = store.take_batch(now).expect("one write");
+    assert_eq!(batch.changes.len(), 1);
+    assert_eq!(read_entry(&mut store, now), None);
+    assert!(matches!(store.take_turn("k", second, now), Turn::Wait));
+    assert_eq!(store.end_batch(batch), [1, 2]);
+    assert_eq!(read_entry(&mut store, now), Some(value("1")));
+    assert_eq!(store.finish_write("k", first, &Write::Delete, now), Outcome::Done(Ok(()), None));
+    assert!(store.take_batch(now).is_none());
+}
+
+#[test]
+fn rule_12_room_is_reserved_for_what_is_decided() {
+    let (mut store, now) = durable_root(2 * (ITEM_BYTES + 20));
+    let long = Write::Put(value("\"much more than a number\""), None);
+    decide(&mut store, "k", &long, 1, now);
+    let ticket = store.queue_write("l", Condition::None, now + LIMIT, 2);
+    let refused = store.finish_write("l", ticket, &long, now);
+    assert!(matches!(refused, Outcome::Done(Err(Refusal::Full(_)), None)), "{refused:?}");
+    let held = store.gauges().bytes;
+    commit(&mut store, now);
+    assert_eq!((store.gauges().bytes, store.reserved_bytes), (held, 0));
+}
+
+#[test]
+fn an_entry_ends_when_that_is_durable() {
+    let (mut store, now) = durable_root(1 << 20);
+    decide(&mut store, "k", &Write::Put(value("1"), Some(SECOND)), 1, now);
+    commit(&mut store, now);
+    let end = now + SECOND;
+    assert!(store.take_batch(now + SECOND * 999 / 1000).is_none());
+    // Whoever meets it waits; a write on a condition, too.
+    assert_eq!(store.step_read(&mut reading(7), end), Step::Wait);
+    let ticket = store.queue_write("k", Condition::Absent, end + LIMIT, 8);
+    assert!(matches!(store.take_turn("k", ticket, end), Turn::Wait));
+    assert_eq!(store.finish_write("k", ticket, &Write::Delete, end), Outcome::Wait);
+    assert!(!store.sweep(end));
+    assert_eq!(store.gauges().entries, 1);
+    let batch = store.take_batch(end).expect("it has ended");
+    assert_eq!((batch.changes.len(), batch.mark), (0, Some(end)));
+    assert_eq!(store.end_batch(batch), [7, 8, 8]);
+    let absent = Step::Answer(Leased::once(None), Source::Entry);
+    assert_eq!(store.step_read(&mut reading(7), end), absent);
+    assert!(matches!(store.take_turn("k", ticket, end), Turn::Go(_)));
+    // It is swept from the disk as well, but never behind a write of its key.
+    store.sweep(end);
+    assert_eq!(store.gauges().entries, 1);
+    store.abandon("k", ticket);
+    store.sweep(end);
+    let batch = store.take_batch(end).expect("it is swept");
+    assert!(matches!(&batch.changes[..], [Change { entry: None, ticket: None, .. }]), "{batch:?}");
+}
+
+#[test]
+fn nothing_ends_while_a_root_is_young() {
+    let (mut store, now) = store_of(true, 1 << 20);
+    store.be_durable(now, 2 * LEASE);
+    store.restore("k", value("1"), Some(now + SECOND)).unwrap();
+    store.wait_for_leases(2 * LEASE, now);
+    assert!(store.take_batch(now + 10 * SECOND).is_none());
+    let step = Step::Answer(leased("1", Duration::ZERO), Source::Entry);
+    assert_eq!(store.step_read(&mut reading(7), now + 10 * SECOND), step);
+    let Some(Batch { mark, lease, .. }) = store.take_batch(now + 11 * SECOND) else { panic!("it is not young now") };
+    assert_eq!(
+        (mark, lease),
+        (Some(now + 11 * SECOND), Some(LEASE)),
+        "its own lease alone is outstanding from here on"
+    );
+}
+
+#[test]
+fn a_full_store_waits_for_the_end_of_what_has_ended() {
+    let (mut store, now) = durable_root(ITEM_BYTES + 20);
+    decide(&mut store, "k", &Write::Put(value("1"), Some(SECOND)), 1, now);
+    commit(&mut store, now);
+    let ticket = store.queue_write("l", Condition::None, now + LIMIT, 2);
+    let put = Write::Put(value("2"), None);
+    assert_eq!(store.finish_write("l", ticket, &put, now + SECOND), Outcome::Wait);
+    assert_eq!(commit(&mut store, now + SECOND), [2]);
+    assert_eq!(store.finish_write("l", ticket, &put, now + SECOND), Outcome::Wait);
+    assert_eq!(commit(&mut store, now + SECOND), [2]);
+    assert_eq!(store.list(now + SECOND).map(|(key, _)| key).collect::<Vec<_>>(), ["l"]);
+}
+
+#[test]
+fn more_on_disk_than_there_is_room_for_is_refused() {
+    let (mut store, now) = durable_root(ITEM_BYTES + 20);
+    store.restore("k", value("1"), None).unwrap();
+    let refused = store.restore("l", value("1"), Some(now)).unwrap_err();
+    let (bytes, allowed) = (store.gauges().bytes, ITEM_BYTES + 20);
+    assert_eq!(refused, format!("over {bytes} bytes are there, {allowed} are allowed"));
 }

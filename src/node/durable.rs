@@ -1,0 +1,216 @@
+//! The root's entries on disk: what is in `DATA_DIR` is found again at the start, and nothing is shown before it is there
+//! (rule 12). One thread commits, and one commit serves all writes that were decided meanwhile.
+//!
+//! One file, which `redb` keeps: a table of the entries, and one of a few notes. Times are kept by the wall clock, in
+//! nanoseconds, so that an entry ends on disk at the very moment at which it ends in memory.
+//!
+//! Invariants: one process at a time uses the folder. A file that is there is whole: it gets its name last.
+//! Left out: what is committed and when it is put in place (`cache/writes.rs`).
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::fmt::Display;
+use std::fs::{self, File, TryLockError};
+use std::path::Path;
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use redb::{Builder, Database, ReadableTable, StorageError, TableDefinition};
+
+use super::Node;
+use crate::cache::value::Value;
+use crate::cache::writes::Batch;
+
+const FILE: &str = "tree-cache.redb";
+
+/// When each entry ends (0: never), and its JSON.
+const ENTRIES: TableDefinition<&str, (u64, &[u8])> = TableDefinition::new("entries");
+
+const NOTES: TableDefinition<&str, u64> = TableDefinition::new("notes");
+
+/// A note: how all this is to be read.
+const FORMAT: &str = "format";
+
+/// A file of another format is refused.
+const OUR_FORMAT: u64 = 1;
+
+const NOT_OURS: &str = "is damaged, or no file of this program";
+
+/// A note: what ends until then has ended for good.
+const MARK: &str = "mark_ns";
+
+/// A note: the longest lease that may be outstanding (rule 10).
+const LEASE: &str = "lease_ns";
+
+/// All entries are in memory as well, so `redb` need not keep them; its own default is 1 GiB.
+const CACHE_BYTES: usize = 16 << 20;
+
+/// Between two looks at what has ended, if nobody asks.
+const COMMIT_PAUSE: Duration = Duration::from_secs(1);
+
+/// The open folder of a root.
+pub struct Durable {
+    database: Database,
+    /// Locked while it is open.
+    _folder: File,
+    /// The same moment on both clocks.
+    started: (Instant, u64),
+}
+
+/// Gives the root the entries in `DATA_DIR`, if it has one; returns who commits from then on, and the longest lease that
+/// a former root may have outstanding.
+pub fn take_over(node: &Node) -> Result<(Option<Durable>, Duration), String> {
+    let Some(folder) = &node.config.data_dir else { return Ok((None, node.config.lease)) };
+    let (durable, lease) = Durable::open(node, folder).map_err(|cause| refuse(folder, &cause))?;
+    Ok((Some(durable), lease))
+}
+
+/// Commits what is decided, for ever. Not before the root waits for its former selves: what is outstanding would be
+/// noted as over.
+pub fn keep_committing(node: &Node, durable: &Durable) -> Result<Infallible, String> {
+    node.committer.get_or_init(thread::current);
+    let folder = node.config.data_dir.as_ref().expect("it was opened");
+    node.commit_on(durable)
+        .map_err(|cause| refuse(folder, &format!("could not commit, so what is there is unknown: {cause}")))
+}
+
+fn refuse(folder: &Path, cause: &dyn Display) -> String {
+    format!("DATA_DIR={:?}: {cause}", folder.display().to_string())
+}
+
+impl Node {
+    /// Whoever waits for what is not durable yet has it committed.
+    pub(super) fn wake_committer(&self) {
+        self.committer.get().into_iter().for_each(Thread::unpark);
+    }
+
+    fn commit_on(&self, durable: &Durable) -> Result<Infallible, redb::Error> {
+        loop {
+            let now = Instant::now();
+            let batch = {
+                let mut store = self.store();
+                store.sweep(now);
+                store.take_batch(now)
+            };
+            let Some(batch) = batch else {
+                thread::park_timeout(COMMIT_PAUSE);
+                continue;
+            };
+            durable.commit(&batch)?;
+            self.metrics.commits.count();
+            let woken = self.store().end_batch(batch);
+            woken.iter().for_each(Thread::unpark);
+        }
+    }
+}
+
+impl Durable {
+    /// Opens the folder and puts into the store what is there; returns the longest lease that may be outstanding.
+    fn open(node: &Node, folder: &Path) -> Result<(Self, Duration), Box<dyn Error>> {
+        fs::create_dir_all(folder)?;
+        let lock = File::open(folder)?;
+        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+            return Err("another process uses it".into());
+        }
+        let path = folder.join(FILE);
+        let is_new = !fs::exists(&path)?;
+        if is_new {
+            create(&path, node.config.lease)?;
+            lock.sync_all()?;
+        }
+        let database = Builder::new().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).open(&path);
+        let database = database.map_err(|cause| format!("{FILE} {NOT_OURS}: {cause}"))?;
+        let wall = whole_ns(SystemTime::now().duration_since(UNIX_EPOCH)?);
+        let mut durable = Self { database, _folder: lock, started: (Instant::now(), wall) };
+        let outstanding = durable.read(node)?;
+        Ok((durable, if is_new && node.config.new_tree { Duration::ZERO } else { outstanding }))
+    }
+
+    fn read(&mut self, node: &Node) -> Result<Duration, Box<dyn Error>> {
+        let transaction = self.database.begin_write()?;
+        let mut notes = transaction.open_table(NOTES)?;
+        let find = |name| Ok::<_, StorageError>(notes.get(name)?.map(|note| note.value()));
+        match find(FORMAT)? {
+            Some(OUR_FORMAT) => {}
+            Some(other) => return Err(format!("{FILE} has format {other}, and this program reads {OUR_FORMAT}").into()),
+            None => return Err(format!("{FILE} {NOT_OURS}: it has no format").into()),
+        }
+        let outstanding = find(LEASE)?.map_or(node.config.lease, Duration::from_nanos);
+        let mark = find(MARK)?.unwrap_or(0);
+        // The clock begins no earlier than what was shown as ended.
+        self.started.1 = self.started.1.max(mark);
+        let mut store = node.store();
+        let lease = outstanding.max(node.config.lease);
+        store.be_durable(self.started.0, lease);
+        let mut entries = transaction.open_table(ENTRIES)?;
+        let mut ended = Vec::new();
+        for entry in entries.iter()? {
+            let (key, entry) = entry?;
+            match entry.value() {
+                (ends, _) if (1..=mark).contains(&ends) => ended.push(key.value().to_owned()),
+                (ends, json) => store.restore(key.value(), Value::from_raw(json), self.to_instant(ends))?,
+            }
+        }
+        for key in ended {
+            entries.remove(&*key)?;
+        }
+        notes.insert(LEASE, whole_ns(lease))?;
+        drop((notes, entries));
+        // In any case: what was found need not be durable yet.
+        transaction.commit()?;
+        Ok(outstanding)
+    }
+
+    fn commit(&self, batch: &Batch) -> Result<(), redb::Error> {
+        let transaction = self.database.begin_write()?;
+        {
+            let mut entries = transaction.open_table(ENTRIES)?;
+            for change in &batch.changes {
+                match &change.entry {
+                    Some((value, ends)) => {
+                        let ends = ends.map_or(0, |ends| self.to_wall(ends));
+                        entries.insert(&*change.key, (ends, value.raw()))?;
+                    }
+                    None => drop(entries.remove(&*change.key)?),
+                }
+            }
+            let mark = batch.mark.map(|mark| (MARK, self.to_wall(mark)));
+            let lease = batch.lease.map(|lease| (LEASE, whole_ns(lease)));
+            for (name, note) in mark.into_iter().chain(lease) {
+                transaction.open_table(NOTES)?.insert(name, note)?;
+            }
+        }
+        Ok(transaction.commit()?)
+    }
+
+    fn to_wall(&self, time: Instant) -> u64 {
+        self.started.1 + whole_ns(time - self.started.0)
+    }
+
+    /// When an entry ends. If that is over it has ended just after the start: nobody was shown so before.
+    fn to_instant(&self, ends: u64) -> Option<Instant> {
+        let left = Duration::from_nanos(ends.saturating_sub(self.started.1).max(1));
+        (ends > 0).then(|| self.started.0 + left)
+    }
+}
+
+/// Makes the file. Its name comes last: one that was begun and left would be refused for ever.
+fn create(path: &Path, lease: Duration) -> Result<(), Box<dyn Error>> {
+    let begun = path.with_extension("new");
+    // What is left of an earlier attempt; the folder is ours.
+    File::create(&begun)?;
+    let database = Database::create(&begun)?;
+    let transaction = database.begin_write()?;
+    transaction.open_table(ENTRIES)?;
+    let mut notes = transaction.open_table(NOTES)?;
+    notes.insert(FORMAT, OUR_FORMAT)?;
+    notes.insert(LEASE, whole_ns(lease))?;
+    drop(notes);
+    transaction.commit()?;
+    database.close()?;
+    Ok(fs::rename(begun, path)?)
+}
+
+fn whole_ns(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
