@@ -60,8 +60,13 @@ for id in "${ids[@]}"; do
   fi
 done
 
-lines=$(mktemp -d) || fail "could not make a temporary folder"      # what each node prints once it has its place
-trap 'rm -rf "$lines"' EXIT
+scratch=$(mktemp -d) || fail "could not make a temporary folder"    # what each node prints once it has its place
+trap 'rm -rf "$scratch"' EXIT
+# The root's entries go with the tree, unless the caller says where they stay.
+export DATA_DIR=${DATA_DIR:-$scratch/data}
+# Nobody listens where a tree would, so there is none: a root with an empty folder need not wait for a former one's copies.
+export NEW_TREE=1
+
 pids=()                 # of the processes that this script started, by id
 stop() {
   trap '' INT TERM
@@ -73,13 +78,13 @@ trap 'echo; echo "stopping ${#pids[@]} nodes"; stop 0' INT TERM
 
 for id in "${ids[@]}"; do
   port=$(port_of "$id")
-  NODE_ID=$id API_PORT=$port NODE_URL=$(url_of "$port") "$program" >"$lines/$id" &
+  NODE_ID=$id API_PORT=$port NODE_URL=$(url_of "$port") "$program" >"$scratch/$id" &
   pids[id]=$!
-  until [ -s "$lines/$id" ]; do
+  until [ -s "$scratch/$id" ]; do
     kill -0 "${pids[id]}" 2>/dev/null || { echo "make local: NODE-$id ended" >&2; unset "pids[id]"; stop 1; }
     sleep 0.05
   done
-  cat "$lines/$id"
+  cat "$scratch/$id"
 done
 
 echo

@@ -1,8 +1,10 @@
 //! `deploy/local.sh`, as `make local` calls it.
 
+use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::client::{join_body, try_call};
 use crate::harness::{Env, PROCESS_LIMIT, PROGRAM, Process, command, free_ports, poll_until, signal};
@@ -16,10 +18,16 @@ impl Local {
         Self(Process::spawn_command(command("bash").args([script, PROGRAM]), env))
     }
 
+    /// Has it end its nodes, and then itself.
+    fn stop(mut self) {
+        self.0.signal("TERM");
+        assert_eq!(self.0.wait_for_end(PROCESS_LIMIT).0, Some(0));
+    }
+
     /// The processes that it has started and that still live.
     fn children(&self) -> Vec<u32> {
         let id = self.0.id();
-        let listed = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("Linux lists them");
+        let listed = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("Linux lists them");
         listed.split_whitespace().filter_map(|id| id.parse().ok()).collect()
     }
 }
@@ -32,6 +40,18 @@ impl Drop for Local {
             self.0.wait_for_end(PROCESS_LIMIT);
         }
     }
+}
+
+/// An empty folder; what a failed run has left there is gone.
+fn empty_folder(name: &str) -> PathBuf {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir(&folder).expect("it is ours");
+    folder
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("the folder of the tests is UTF-8")
 }
 
 fn is_listening(port: u16) -> bool {
@@ -70,8 +90,8 @@ fn make_local_runs_the_whole_tree_and_leaves_nothing_behind() {
     let answer = try_call("POST", &(url(1) + "/nodes"), &[], join.as_bytes()).expect("NODE-1 answers");
     answer.expect_error(401, "this call needs the token of the nodes");
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/.local-token");
-    let mode = std::fs::metadata(path).expect("it is there").permissions().mode();
-    assert_eq!((mode & 0o777, std::fs::read_to_string(path).expect("it is ours").len()), (0o600, 64));
+    let mode = fs::metadata(path).expect("it is there").permissions().mode();
+    assert_eq!((mode & 0o777, fs::read_to_string(path).expect("it is ours").len()), (0o600, 64));
 
     let children = local.children();
     local.0.signal("TERM");
@@ -79,9 +99,53 @@ fn make_local_runs_the_whole_tree_and_leaves_nothing_behind() {
     assert_eq!(code, Some(0));
     assert!(printed.ends_with("\nstopping 7 nodes\n"), "{printed}");
     for child in children {
-        assert!(!std::path::Path::new(&format!("/proc/{child}")).exists(), "process {child} is left");
+        assert!(!Path::new(&format!("/proc/{child}")).exists(), "process {child} is left");
     }
     assert!(!(base..base + 7).any(is_listening));
+}
+
+/// What a root logs that waits for the leases of a former one.
+const YOUNG: &str = "NODE-1 INFO: no write finishes for 5.5s: ";
+
+#[test]
+fn make_local_takes_a_first_write_at_once_and_its_entries_go_with_the_tree() {
+    let (base, temporary) = (free_ports(3), empty_folder("local-temporary"));
+    let env = [("API_PORT", &*base.to_string()), ("TREE_DEPTH", "2"), ("TMPDIR", text(&temporary))];
+    let mut local = Local::start(&env);
+    local.0.wait_for_output("Ctrl-C ends all 3 nodes.\n");
+    let began = Instant::now();
+    try_call("PUT", &format!("http://127.0.0.1:{}/store/colour", base + 2), &[], br#"{"value":"teal"}"#)
+        .expect("NODE-3 answers")
+        .expect(200, r#"{"key":"colour","value":"teal"}"#);
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(!local.0.log().contains(YOUNG), "{}", local.0.log());
+
+    let made = fs::read_dir(&temporary).expect("it is ours").map(|entry| entry.expect("it is ours").path());
+    let files = made.map(|folder| folder.join("data/tree-cache.redb").exists()).collect::<Vec<_>>();
+    assert_eq!(files, [true], "the root keeps its entries there");
+    local.stop();
+    fs::remove_dir(&temporary).expect("nothing is left in it");
+}
+
+#[test]
+fn make_local_finds_again_what_is_in_a_folder_of_the_callers() {
+    let (base, folder) = (free_ports(3), empty_folder("local-kept"));
+    let data_dir = folder.join("data");
+    let env = [("API_PORT", &*base.to_string()), ("TREE_DEPTH", "2"), ("DATA_DIR", text(&data_dir))];
+    let url = format!("http://127.0.0.1:{}/store/colour", base + 2);
+    for is_first in [true, false] {
+        let mut local = Local::start(&env);
+        local.0.wait_for_output("Ctrl-C ends all 3 nodes.\n");
+        if is_first {
+            let answer = try_call("PUT", &url, &[], br#"{"value":"teal"}"#).expect("NODE-3 answers");
+            answer.expect(200, r#"{"key":"colour","value":"teal"}"#);
+        }
+        try_call("GET", &url, &[], b"").expect("NODE-3 answers").expect(200, r#"{"value":"teal"}"#);
+        // Only a root that finds its folder empty knows of no former one.
+        assert_eq!(local.0.log().contains(YOUNG), !is_first, "{}", local.0.log());
+        local.stop();
+    }
+    fs::remove_dir_all(folder).expect("it is ours");
 }
 
 #[test]
@@ -95,7 +159,7 @@ fn make_local_takes_another_depth_and_root_and_names_a_node_that_dies() {
     assert!(printed.starts_with(&format!("{lines}\n3 of 3 nodes, depth 2\n{drawn}")), "{printed}");
 
     // Started last, so it is the last of the nodes; a `sleep` of the script may come after it.
-    let id_of = |child: &u32| std::fs::read(format!("/proc/{child}/environ")).unwrap_or_default();
+    let id_of = |child: &u32| fs::read(format!("/proc/{child}/environ")).unwrap_or_default();
     let is_node_3 = |child: &u32| id_of(child).split(|byte| *byte == 0).any(|variable| variable == b"NODE_ID=3");
     let child = local.children().into_iter().find(is_node_3).expect("NODE-3 runs");
     signal(child, "KILL");
@@ -117,15 +181,20 @@ fn make_local_listens_where_it_is_told_whatever_else_is_set() {
     ] {
         let base = free_ports(3);
         let env = [("API_PORT", &*base.to_string()), ("TREE_DEPTH", "2"), ("BIND_ADDR", bind_addr), ("TREE_TOKEN", "")];
-        let of_others = [("NODE_URL", "http://elsewhere:1"), ("ROOT_URL", "http://elsewhere:2"), ("ZOOKEEPER", "")];
+        let of_others = [
+            ("NODE_URL", "http://elsewhere:1"),
+            ("ROOT_URL", "http://elsewhere:2"),
+            ("ZOOKEEPER", ""),
+            ("DATA_DIR", ""),
+            ("NEW_TREE", "x"),
+        ];
         let mut local = Local::start(&[&env[..], &of_others].concat());
         let printed = local.0.wait_for_output("Ctrl-C ends all 3 nodes.\n");
         assert!(printed.starts_with(&format!("NODE-1 listening on http://{listens_at}:{base}\n")), "{printed}");
         let drawn =
             format!("\n3 of 3 nodes, depth 2\nNODE-1  http://{host}:{base}\n├── NODE-2  http://{host}:{}\n", base + 1);
         assert!(printed.contains(&drawn), "{printed}");
-        local.0.signal("TERM");
-        assert_eq!(local.0.wait_for_end(PROCESS_LIMIT).0, Some(0));
+        local.stop();
     }
 }
 
