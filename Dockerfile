@@ -14,7 +14,9 @@ FROM debian:bookworm-slim
 LABEL org.opencontainers.image.title="tree-cache" \
       org.opencontainers.image.description="A distributed cache whose nodes form a binary tree" \
       org.opencontainers.image.licenses="MIT"
-RUN useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin tree-cache
+# A new volume that is mounted at /data takes over its owner. There is no VOLUME here: only the root, with DATA_DIR, needs one.
+RUN useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin tree-cache \
+ && install -d -o tree-cache -g tree-cache -m 700 /data
 COPY --from=build /source/target/release/tree-cache /usr/local/bin/
 # A number, for those who check that it is not 0 and do not know the image's names.
 USER 10001
