@@ -147,9 +147,15 @@ fn measure_throughput() {
     let (root, leaf) = (tree.root().port, tree.leaf().port);
     fill(&tree);
 
+    // Beside what etcd writes, so on the same disk.
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("data");
+    // Of an earlier run, if there was one.
+    let _ = fs::remove_dir_all(&folder);
+    let durable = Tree::start(2, &[("DATA_DIR", folder.to_str().expect("it is UTF-8")), ("NEW_TREE", "1")]);
+
     let others = Others::start(bare_port);
     let leaves: Vec<_> = tree.nodes[3..].iter().map(|node| node.port).collect();
-    for connections in [16, 64] {
+    for connections in [1, 16, 64] {
         let load = |title, script, ports| Load { title, script, ports, connections, runs: Vec::new() };
         let mut loads = vec![
             load("bare server", "hit", vec![bare_port]),
@@ -158,8 +164,11 @@ fn measure_throughput() {
             load("misses at a leaf of depth 3", "miss", vec![leaf]),
             load("writes at the root", "write", vec![root]),
             load("writes at a leaf", "write", vec![leaf]),
+            load("writes at the root, durable", "write", vec![durable.root().port]),
+            load("writes at a leaf, durable", "write", vec![durable.leaf().port]),
             load("95:5 mix over 1,000 keys, all four leaves", "mix", leaves.clone()),
         ];
+        loads.retain(|load| load.ports.len() <= connections);
         loads.extend(others.loads.iter().map(|(title, script, port)| load(title, script, vec![*port])));
         for round in 1..=rounds {
             for load in &mut loads {
