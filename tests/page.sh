@@ -41,5 +41,6 @@ if [ "$($venv/bin/pip freeze 2>/dev/null | grep '^schemathesis==')" != $schemath
   $venv/bin/pip install --quiet --disable-pip-version-check $schemathesis || fail "could not install $schemathesis into $venv"
 fi
 
+tests/it/zookeeper/server.sh install
 # One after the other: several browsers would starve each other on a small machine.
 cargo test --locked --test it -- --ignored --test-threads=1 page:: proxies:: runs:: durable::

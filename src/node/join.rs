@@ -103,7 +103,9 @@ pub fn join_root(node: &Node) -> Result<(), String> {
 pub fn keep_joined(node: &Node) -> Result<(), String> {
     while node.config.is_root() {
         thread::sleep(ALONE_PAUSE);
-        if let Some((url, _)) = find_other_root(node).filter(|(_, other)| other.joined) {
+        // Where ZooKeeper says that it is this one, the other will find that out: else both might end.
+        let is_other = |(_, other): &(String, Identity)| other.joined && !node.is_registered();
+        if let Some((url, _)) = find_other_root(node).filter(is_other) {
             return Err(format!("another root answers at {url} now, and a tree has one"));
         }
     }

@@ -265,12 +265,17 @@ impl Node {
         lock(&self.registered).replace(registered) != Some(registered)
     }
 
+    /// Whether ZooKeeper has this node's znodes.
+    pub fn is_registered(&self) -> bool {
+        *lock(&self.registered) == Some(true)
+    }
+
     /// How this node stands with ZooKeeper, in the words of `GET /`.
     pub fn zookeeper(&self) -> &'static str {
-        match *lock(&self.registered) {
+        match self.is_registered() {
             _ if self.config.zookeeper.is_empty() => "off",
-            Some(true) => "registered",
-            _ => "not registered",
+            true => "registered",
+            false => "not registered",
         }
     }
 

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::durable::Folder;
 use crate::harness::{Node, PROCESS_LIMIT, Process, Tree, command, poll_until};
 
 #[test]
@@ -252,4 +253,30 @@ fn a_root_that_comes_back_while_its_name_cannot_be_looked_up_lets_nobody_read_th
     assert!(read.contains("could not fetch"), "{read}");
     cable.tell_names(1, "10.77.0.1 root.internal\n");
     poll_until(PROCESS_LIMIT, "the leaf finds its root again", || cable.ask(1, &[], "/store/k") == r#"{"value":2}"#);
+}
+
+#[test]
+#[ignore = "needs root, ip, curl and ZooKeeper: run make test-page"]
+fn of_two_roots_that_a_cut_has_made_one_is_left_when_it_heals() {
+    let (cable, folder) = (Cable::new(), Folder::new());
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/zookeeper/server.sh");
+    let serve = ["netns", "exec", &cable.names[1], script, "serve", folder.path(), "2181"];
+    let _server = Process::spawn_command(command("ip").args(serve), &[("ZOO_CFG", "clientPortAddress=10.77.0.2")]);
+    let env = [("NODE_ID", "1"), ("TREE_TOKEN", "s3cret"), ("ZOOKEEPER", "10.77.0.2:2181")];
+    let mut first = cable.start(0, &[&env[..], &[("BIND_ADDR", "10.77.0.1")]].concat());
+    first.wait_for_log("registered in ZooKeeper at", 1);
+    cable.cut();
+    // The first is alive, and cut off from ZooKeeper; its URL is the second's ROOT_URL, too.
+    let cut = Instant::now();
+    let second = cable.start(1, &[&env[..], &[("BIND_ADDR", "10.77.0.2")]].concat());
+    second.wait_for_log("registered in ZooKeeper at", 1);
+    eprintln!("the second root was registered {:?} after the cut", cut.elapsed());
+    first.expect_alive();
+    cable.mend();
+    let healed = Instant::now();
+    let (code, _, log) = first.wait_for_end(PROCESS_LIMIT);
+    let line = "tree-cache: another root of this tree is registered in ZooKeeper, at http://10.77.0.2:5000\n";
+    assert!(code == Some(1) && log.ends_with(line), "{log}");
+    eprintln!("the first ended {:?} after the cut was healed", healed.elapsed());
+    assert_eq!(cable.ask(1, &["-X", "PUT", "-d", r#"{"value":1}"#], "/store/k"), r#"{"key":"k","value":1}"#);
 }
