@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use super::leases::{Holder, Record};
 use super::store::{Leased, Reading, Setup, Step, Store};
 use super::value::Value;
-use super::writes::{Batch, Condition, Outcome, Refusal, Turn, Write};
+use super::writes::{Batch, Condition, Refusal, Write};
 
 const LEASE: Duration = Duration::from_secs(5);
 const READ_LIMIT: Duration = Duration::from_secs(5);
@@ -475,28 +475,27 @@ impl World {
             let now = self.look(0).await;
             let turn = root.store.borrow_mut().take_turn(KEY, ticket, now);
             match turn {
-                Turn::Go(holders) => break holders,
-                Turn::NotBefore(then) => self.woken(self.true_time(0, then)).await,
-                Turn::Refused(refusal) => return give_up(&refusal),
-                Turn::Wait => {
+                Ok(holders) => break holders,
+                Err(Refusal::NotYet(then)) => {
                     self.wake([self.disk.borrow().committer]);
-                    self.woken(end).await;
+                    self.woken(then.map_or(end, |then| self.true_time(0, then))).await;
                 }
+                Err(refusal) => return give_up(&refusal),
             }
         };
         self.invalidate_holders(0, holders).await;
         let Change { number, value, ttl, .. } = change;
         let put = || Write::Put(Value::from(value.to_string().as_str()), ttl);
         let what = if value == ABSENT { Write::Delete } else { put() };
+        let end = end + Duration::from_secs(2);
         loop {
             let now = self.clock(0);
-            let outcome = root.store.borrow_mut().finish_write(KEY, ticket, &what, now);
-            let is_decided = |store: &mut Store<u64>| store.writers.find(KEY, ticket).is_none_or(|(_, w)| w.is_decided);
-            if !matches!(outcome, Outcome::Done(Err(_), _)) && is_decided(&mut root.store.borrow_mut()) {
+            let finished = root.store.borrow_mut().finish_write(KEY, ticket, &what, now);
+            if root.store.borrow_mut().find_writer(KEY, ticket).is_none_or(|(_, writer)| writer.is_decided) {
                 self.decided.borrow_mut().entry(number).or_insert(self.now.get());
             }
-            match outcome {
-                Outcome::Done(Ok(()), next) => {
+            match finished {
+                Ok(next) => {
                     self.wake(next);
                     if self.disk.borrow().commits.is_none() {
                         self.note_expiry();
@@ -505,15 +504,12 @@ impl World {
                     }
                     return Ok(true);
                 }
-                Outcome::Done(Err(refusal), next) => {
-                    self.wake(next);
-                    return give_up(&refusal);
-                }
-                Outcome::Wait if self.now.get() >= end + Duration::from_secs(2) => return Err(NoAnswer),
-                Outcome::Wait => {
+                Err(Refusal::NotYet(_)) if self.now.get() >= end => return Err(NoAnswer),
+                Err(Refusal::NotYet(then)) => {
                     self.wake([self.disk.borrow().committer]);
-                    self.woken(end + Duration::from_secs(2)).await;
+                    self.woken(then.map_or(end, |then| self.true_time(0, then))).await;
                 }
+                Err(refusal) => return give_up(&refusal),
             }
         }
     }

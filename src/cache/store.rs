@@ -5,13 +5,13 @@
 //! Invariants: a copy's record, at the node that granted it, ends after the copy does. `bytes` is
 //! what all that is held counts, and never above `max_bytes`.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::leases::{Holder, Holders, Key, Record, record_life, shrink};
 use super::value::Value;
-use super::writes::{Change, Writers};
+use super::writes::{Change, Writer};
 
 /// A value, `None` if there is no such key, and how long it may be kept; zero: answer it, keep nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,7 +139,8 @@ pub struct Store<W> {
     /// Who was granted a copy of them.
     pub(super) holders: Holders,
     fetches: HashMap<Key, Vec<Fetch<W>>>,
-    pub(super) writers: Writers<W>,
+    /// The queues of those who write a key, or wait to.
+    pub(super) writers: HashMap<Key, VecDeque<Writer<W>>>,
     /// What is to be made durable next, and the room that it needs until it is in place.
     pub(super) decided: Vec<Change>,
     pub(super) reserved_bytes: usize,
@@ -165,7 +166,7 @@ impl<W: Clone> Store<W> {
             items: HashMap::new(),
             holders: Holders::default(),
             fetches: HashMap::new(),
-            writers: Writers::new(),
+            writers: HashMap::new(),
             decided: Vec::new(),
             reserved_bytes: 0,
             mark: None,
@@ -247,8 +248,8 @@ impl<W: Clone> Store<W> {
     pub fn abandon(&mut self, key: &str, number: u64) -> Vec<W> {
         match self.take_fetch(key, number) {
             // What is decided will be in place, whoever waits for that.
-            None if self.writers.find(key, number).is_none_or(|(_, writer)| writer.is_decided) => Vec::new(),
-            None => self.writers.remove(key, number).1.into_iter().collect(),
+            None if self.find_writer(key, number).is_none_or(|(_, writer)| writer.is_decided) => Vec::new(),
+            None => self.remove_writer(key, number).into_iter().collect(),
             Some(fetch) => {
                 fetch.outcome.set(None).expect("it is ended once");
                 fetch.waiting
@@ -298,7 +299,7 @@ impl<W: Clone> Store<W> {
         // 1. A write lists the holders, and begins to invalidate them.
         // 2. A node fetches, and gets a lease on the old value.
         // 3. The write ends. Nobody has told that node.
-        let Some(holder) = holder.filter(|_| !self.writers.have(key)) else { return Some(Leased::once(value)) };
+        let Some(holder) = holder.filter(|_| !self.writers.contains_key(key)) else { return Some(Leased::once(value)) };
         let full = self.setup.lease;
         let lease = match ends.map(|ends| ends - now) {
             // Rule 1: what is left of this copy's lease, so that no copy outlives its source, but for a twentieth, so
@@ -375,7 +376,7 @@ impl<W: Clone> Store<W> {
         let marked = self.marked(now);
         let ended = self.ends.iter().take_while(|(ends, _)| *ends <= marked);
         // What is being written is written over, and a change on its way to the disk must not be followed by this one.
-        let ended = ended.filter(|(_, key)| !self.writers.have(key)).take(SWEEP_ITEMS);
+        let ended = ended.filter(|(_, key)| !self.writers.contains_key(key)).take(SWEEP_ITEMS);
         let ended: Vec<Key> = ended.map(|(_, key)| Arc::clone(key)).collect();
         for key in &ended {
             self.remove(key);

@@ -3,7 +3,6 @@
 //! Invariant: the writers of a key have their turns in the order in which they came, and while there are any, nothing
 //! of that key is granted (rule 3).
 
-use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::time::{Duration, Instant};
 
@@ -42,35 +41,16 @@ impl Condition {
     }
 }
 
-/// Why a write is not done, in words.
+/// Why a write is not done, in words, or not yet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refusal {
     Condition(&'static str),
     Full(String),
     /// It cannot be done in its time.
     Late(&'static str),
-}
-
-/// Whether a writer may go on.
-#[derive(Debug)]
-pub enum Turn {
-    /// Others are before it: wait to be woken.
-    Wait,
-    /// The root is too young to finish a write (rule 10): try again then.
-    NotBefore(Instant),
-    /// Give up: it would be refused.
-    Refused(Refusal),
-    /// Invalidate these, then decide.
-    Go(Vec<Record>),
-}
-
-/// What came of a write.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Outcome<W> {
-    /// It, or an expiry that it depends on, is not durable yet: have the batch committed, wait to be woken, and ask again.
-    Wait,
-    /// It stands, or is refused; and the next writer must be woken.
-    Done(Result<(), Refusal>, Option<W>),
+    /// Others are before it, or what it depends on is not durable yet: have the batch committed, wait to be woken, and
+    /// ask again. At that time, if there is one, in any case: the root is too young until then (rule 10).
+    NotYet(Option<Instant>),
 }
 
 /// What is to be made durable in one piece.
@@ -109,42 +89,6 @@ pub struct Writer<W> {
     pub is_decided: bool,
 }
 
-/// The writers of all keys.
-#[derive(Debug)]
-pub struct Writers<W>(HashMap<Key, VecDeque<Writer<W>>>);
-
-impl<W: Clone> Writers<W> {
-    pub fn new() -> Self {
-        Self(HashMap::new())
-    }
-
-    /// Whether anybody writes this key, or waits to.
-    pub fn have(&self, key: &str) -> bool {
-        self.0.contains_key(key)
-    }
-
-    pub fn add(&mut self, key: &str, writer: Writer<W>) {
-        self.0.entry(key.into()).or_default().push_back(writer);
-    }
-
-    /// A writer, and how many are before it; none once its change is in place.
-    pub fn find(&mut self, key: &str, ticket: u64) -> Option<(usize, &mut Writer<W>)> {
-        self.0.get_mut(key)?.iter_mut().enumerate().find(|(_, writer)| writer.ticket == ticket)
-    }
-
-    /// Takes a writer out of the queue; returns it, and who is the next.
-    pub fn remove(&mut self, key: &str, ticket: u64) -> (Option<W>, Option<W>) {
-        let Some(queue) = self.0.get_mut(key) else { return (None, None) };
-        let position = queue.iter().position(|writer| writer.ticket == ticket);
-        let left = position.and_then(|position| queue.remove(position)).map(|writer| writer.who);
-        let next = queue.front().map(|writer| writer.who.clone());
-        if next.is_none() {
-            self.0.remove(key);
-        }
-        (left, next)
-    }
-}
-
 impl<W: Clone> Store<W> {
     // -- the root: writes ----------------------------------------------------------------------
 
@@ -152,79 +96,67 @@ impl<W: Clone> Store<W> {
     /// nothing of this key is granted, until the last in the queue is done.
     pub fn queue_write(&mut self, key: &str, condition: Condition, deadline: Instant, who: W) -> u64 {
         let ticket = self.next_number();
-        self.writers.add(key, Writer { ticket, who, condition, deadline, is_decided: false });
+        let writer = Writer { ticket, who, condition, deadline, is_decided: false };
+        self.writers.entry(key.into()).or_default().push_back(writer);
         ticket
     }
 
-    /// Whether it is that writer's turn and, if so, whom it must invalidate first (rule 4). One that is too late is
-    /// refused before its turn (rule 11), and one whose condition does not hold before anybody is told.
-    pub fn take_turn(&mut self, key: &str, ticket: u64, now: Instant) -> Turn {
-        let young_until = self.young_until.filter(|until| now < *until);
-        let (place, writer) = self.writers.find(key, ticket).expect("it is in its queue");
-        let (condition, deadline, who) = (writer.condition, writer.deadline, writer.who.clone());
-        match young_until {
-            _ if now >= deadline => Turn::Refused(TOO_LATE),
-            Some(until) if until >= deadline => Turn::Refused(TOO_YOUNG),
-            _ if place > 0 => Turn::Wait,
-            Some(until) => Turn::NotBefore(until),
-            None => match self.expect(key, condition, &who, now) {
-                None => Turn::Wait,
-                Some(Err(refusal)) => Turn::Refused(refusal),
-                // Nothing has been granted since the ban, which is older than this list: the list is whole (rule 4).
-                Some(Ok(())) => Turn::Go(self.holders.list(key, now)),
-            },
-        }
+    /// Whom a writer must invalidate first, once it is its turn (rule 4). Nothing has been granted since the ban, which
+    /// is older than this list: the list is whole. Whoever is refused must [`Store::abandon`] its write.
+    pub fn take_turn(&mut self, key: &str, ticket: u64, now: Instant) -> Result<Vec<Record>, Refusal> {
+        self.expect_turn(key, ticket, now)?;
+        Ok(self.holders.list(key, now))
     }
 
     /// Decides a write whose holders have been told, and puts it in place: at once in memory alone, else when it is
     /// durable, for what was seen once must never be undone. The ban on grants is lifted in the same hold of the lock,
-    /// or handed on to the next writer. If it is refused the old value stands. All that may refuse it is looked at here
-    /// (rule 12), and again what was looked at before: an entry may have ended while holders were told, and a run may
-    /// have joined that holds what another root granted.
-    pub fn finish_write(&mut self, key: &str, ticket: u64, change: &Write, now: Instant) -> Outcome<W> {
-        let Some((_, writer)) = self.writers.find(key, ticket) else { return Outcome::Done(Ok(()), None) };
+    /// or handed on to the next writer, who is returned and must be woken. If it is refused the old value stands, and the
+    /// write must be abandoned. All that may refuse it is looked at here (rule 12), and again what was looked at before: an
+    /// entry may have ended while holders were told, and a run may have joined that holds what another root granted.
+    pub fn finish_write(&mut self, key: &str, ticket: u64, change: &Write, now: Instant) -> Result<Option<W>, Refusal> {
+        // Its change is in place.
+        let Some((_, writer)) = self.find_writer(key, ticket) else { return Ok(None) };
         if writer.is_decided {
-            return Outcome::Wait;
+            return Err(Refusal::NotYet(None));
         }
-        let (condition, deadline, who) = (writer.condition, writer.deadline, writer.who.clone());
-        let refusal = match self.young_for(now) {
-            _ if now >= deadline => Some(Err(TOO_LATE)),
-            Duration::ZERO => match self.expect(key, condition, &who, now) {
-                Some(Ok(())) => self.find_room(key, change, &who, now),
-                other => other,
-            },
-            _ => Some(Err(TOO_YOUNG)),
-        };
-        match refusal {
-            None => return Outcome::Wait,
-            Some(Err(refusal)) => return Outcome::Done(Err(refusal), self.writers.remove(key, ticket).1),
-            Some(Ok(())) => {}
-        }
+        let who = writer.who.clone();
+        self.expect_turn(key, ticket, now)?;
         let entry = match change {
-            Write::Put(value, ttl) => Some((value.clone(), ttl.map(|ttl| now + ttl))),
+            Write::Put(value, ttl) => {
+                self.expect_room(key, value, &who, now)?;
+                Some((value.clone(), ttl.map(|ttl| now + ttl)))
+            }
             Write::Delete => None,
         };
         if self.mark.is_none() {
             self.place(key, entry);
-            return Outcome::Done(Ok(()), self.writers.remove(key, ticket).1);
+            return Ok(self.remove_writer(key, ticket));
         }
         self.reserved_bytes += self.growth(key, entry.as_ref().map(|(value, _)| value));
         self.decided.push(Change { key: key.into(), entry, ticket: Some(ticket) });
-        self.writers.find(key, ticket).expect("it was there").1.is_decided = true;
-        Outcome::Wait
+        self.find_writer(key, ticket).expect("it was there").1.is_decided = true;
+        Err(Refusal::NotYet(None))
     }
 
-    /// Whether what a write depends on holds. None: the entry has ended, and nobody may be told so yet.
-    fn expect(&mut self, key: &str, condition: Condition, who: &W, now: Instant) -> Option<Result<(), Refusal>> {
-        if condition != Condition::None && self.is_ending(key, who, now) {
-            return None;
+    /// Refuses a writer that is too late, be it before its turn (rule 11), and in its turn one whose condition does not
+    /// hold.
+    fn expect_turn(&mut self, key: &str, ticket: u64, now: Instant) -> Result<(), Refusal> {
+        let young_until = self.young_until.filter(|until| now < *until);
+        let (place, writer) = self.find_writer(key, ticket).expect("it is in its queue");
+        let (condition, deadline, who) = (writer.condition, writer.deadline, writer.who.clone());
+        match young_until {
+            _ if now >= deadline => Err(TOO_LATE),
+            Some(until) if until >= deadline => Err(TOO_YOUNG),
+            None if place == 0 && condition != Condition::None && self.is_ending(key, &who, now) => {
+                Err(Refusal::NotYet(None))
+            }
+            None if place == 0 => condition.expect(self.has(key, now)),
+            _ => Err(Refusal::NotYet(young_until)),
         }
-        Some(condition.expect(self.has(key, now)))
     }
 
-    /// Whether there is room for a change. None: there may be, once what has ended may be dropped.
-    fn find_room(&mut self, key: &str, change: &Write, who: &W, now: Instant) -> Option<Result<(), Refusal>> {
-        let Write::Put(value, _) = change else { return Some(Ok(())) };
+    /// Refuses a value for which there is no room. There may be some once what has ended may be dropped.
+    fn expect_room(&mut self, key: &str, value: &Value, who: &W, now: Instant) -> Result<(), Refusal> {
         let needed = |store: &Self| store.bytes() + store.growth(key, Some(value));
         if needed(self) > self.setup.max_bytes {
             // What has ended needs no room.
@@ -232,15 +164,30 @@ impl<W: Clone> Store<W> {
         }
         let (needed_bytes, allowed) = (needed(self), self.setup.max_bytes);
         if needed_bytes <= allowed {
-            return Some(Ok(()));
+            return Ok(());
         }
         let mut ended = self.ends.iter().take_while(|(ends, _)| *ends <= now);
         if self.mark.is_some() && ended.any(|(_, key)| !self.writers.have(key)) {
             self.waiting.push(who.clone());
-            return None;
+            return Err(Refusal::NotYet(None));
         }
-        let text = format!("the store is full: {needed_bytes} bytes are needed, {allowed} are allowed");
-        Some(Err(Refusal::Full(text)))
+        Err(Refusal::Full(format!("the store is full: {needed_bytes} bytes are needed, {allowed} are allowed")))
+    }
+
+    /// A writer, and how many are before it; none once its change is in place.
+    pub(super) fn find_writer(&mut self, key: &str, ticket: u64) -> Option<(usize, &mut Writer<W>)> {
+        self.writers.get_mut(key)?.iter_mut().enumerate().find(|(_, writer)| writer.ticket == ticket)
+    }
+
+    /// Takes a writer out of the queue; returns who is the next.
+    pub(super) fn remove_writer(&mut self, key: &str, ticket: u64) -> Option<W> {
+        let queue = self.writers.get_mut(key)?;
+        queue.retain(|writer| writer.ticket != ticket);
+        let next = queue.front().map(|writer| writer.who.clone());
+        if next.is_none() {
+            self.writers.remove(key);
+        }
+        next
     }
 
     /// What a change adds to the bytes that are held, if it adds any.
@@ -298,8 +245,8 @@ impl<W: Clone> Store<W> {
             let Some(ticket) = ticket else { continue };
             self.reserved_bytes -= self.growth(&key, entry.as_ref().map(|(value, _)| value));
             self.place(&key, entry);
-            let (writer, next) = self.writers.remove(&key, ticket);
-            woken.extend(writer.into_iter().chain(next));
+            woken.extend(self.find_writer(&key, ticket).map(|(_, writer)| writer.who.clone()));
+            woken.extend(self.remove_writer(&key, ticket));
         }
         woken
     }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::{Joined, Node, Role, lock, not_joined};
 use crate::cache::leases::{Holder, Record, record_life};
-use crate::cache::store::{Leased, Reading, Source, Step};
-use crate::cache::writes::{Condition, Outcome, Refusal, Turn, Write};
+use crate::cache::store::{Leased, Reading, Source, Step, Store};
+use crate::cache::writes::{Condition, Refusal, Write};
 use crate::http::client::{CallError, Reply, Sent};
 use crate::protocol::call::{Call, PassedOn};
 use crate::protocol::error::{Error, Kind};
@@ -39,26 +39,15 @@ const WRITE_ANSWERS: &[u16] = &[200, 412, 413, 422, 503, 507];
 /// What asking the root for the tree may take.
 const NODES_LIMIT: Duration = Duration::from_secs(2);
 
-/// A writer that waits to be woken looks again after this time, should nobody wake it.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
-
 /// Between two attempts to tell a holder that gave no answer.
 const RETELL_PAUSE: Duration = Duration::from_millis(100);
 
-/// A fetch or a write that was begun in the store under this number. Dropped in a panic, it is ended there: else
-/// whoever comes after it would wait for ever.
+/// A fetch or a write that was begun in the store under this number. Whatever came of it, a panic too, it is over there
+/// when this is dropped: else whoever comes after it would wait for ever.
 struct Begun<'a> {
     node: &'a Node,
     key: &'a str,
     number: u64,
-}
-
-impl Begun<'_> {
-    /// The store has ended it; these waited for that.
-    fn ended(self, waiting: impl IntoIterator<Item = Thread>) {
-        std::mem::forget(self);
-        waiting.into_iter().for_each(|thread| thread.unpark());
-    }
 }
 
 impl Drop for Begun<'_> {
@@ -81,11 +70,11 @@ impl Node {
             match step {
                 Step::Answer(answer, source) => return Ok((answer, source)),
                 Step::Fetch(number) => {
-                    let begun = Begun { node: self, key, number };
+                    let _begun = Begun { node: self, key, number };
                     let fetched = self.ask_ancestors(key, deadline);
                     let now = Instant::now();
                     let (answer, waiting) = self.store().end_fetch(&reading, number, fetched.as_ref().ok(), now);
-                    begun.ended(waiting);
+                    waiting.iter().for_each(Thread::unpark);
                     return match answer {
                         Some(answer) => Ok((answer, Source::Fetch)),
                         None => Err(fetched.expect_err("what an ancestor answered is an answer")),
@@ -180,45 +169,44 @@ impl Node {
         deadline: Instant,
     ) -> Result<(), Error> {
         let ticket = self.store().queue_write(key, condition, deadline, thread::current());
-        let begun = Begun { node: self, key, number: ticket };
-        let holders = self.wait_for_turn(key, ticket, deadline).map_err(refused)?;
+        let _begun = Begun { node: self, key, number: ticket };
+        let holders = self.wait_for(deadline, |store, now| store.take_turn(key, ticket, now))?;
         self.invalidate_holders(key, holders);
-        let limit = deadline + WRITE_SLACK;
-        let (result, next) = loop {
-            let now = Instant::now();
-            let outcome = self.store().finish_write(key, ticket, change, now);
-            match outcome {
-                Outcome::Done(result, next) => break (result, next),
-                Outcome::Wait if now < limit => {
-                    self.wake_committer();
-                    thread::park_timeout(limit - now);
-                }
-                Outcome::Wait => {
-                    let text = format!("the disk of {} is slow: whether it was applied is unknown", self.myself.name);
-                    return Err(Kind::ServiceUnavailable.error(text));
-                }
-            }
-        };
-        begun.ended(next);
-        result.map_err(refused)?;
+        let finish = |store: &mut Store<Thread>, now| store.finish_write(key, ticket, change, now);
+        let next = self.wait_for(deadline + WRITE_SLACK, finish)?;
+        next.iter().for_each(Thread::unpark);
         self.metrics.writes.count();
         Ok(())
     }
 
-    /// Waits for a writer's turn, and returns the holders that must be invalidated. It comes, since each writer before
-    /// waits for nobody longer than a record lasts (rule 6), and wakes the next.
-    fn wait_for_turn(&self, key: &str, ticket: u64, deadline: Instant) -> Result<Vec<Record>, Refusal> {
+    /// Asks the store until it lets a writer go on or refuses it. That comes, since each writer before waits for nobody
+    /// longer than a record lasts (rule 6), and wakes the next; only the disk may be slower than the `limit`.
+    fn wait_for<T>(
+        &self,
+        limit: Instant,
+        ask: impl Fn(&mut Store<Thread>, Instant) -> Result<T, Refusal>,
+    ) -> Result<T, Error> {
         loop {
             let now = Instant::now();
-            let turn = self.store().take_turn(key, ticket, now);
-            match turn {
-                Turn::Go(holders) => return Ok(holders),
-                Turn::Refused(refusal) => return Err(refusal),
-                Turn::NotBefore(then) => thread::park_timeout(then - now),
-                Turn::Wait => {
+            let asked = ask(&mut self.store(), now);
+            match asked {
+                Err(Refusal::NotYet(then)) if now < limit => {
                     self.wake_committer();
-                    thread::park_timeout(LOOK_AGAIN.min(deadline - now));
+                    thread::park_timeout(then.unwrap_or(limit) - now);
                 }
+                asked => return asked.map_err(|refusal| self.refused(refusal)),
+            }
+        }
+    }
+
+    fn refused(&self, refusal: Refusal) -> Error {
+        match refusal {
+            Refusal::Condition(text) => Kind::PreconditionFailed.error(text),
+            Refusal::Full(text) => Kind::InsufficientStorage.error(text),
+            Refusal::Late(text) => Kind::ServiceUnavailable.error(text),
+            Refusal::NotYet(_) => {
+                let text = format!("the disk of {} is slow: whether it was applied is unknown", self.myself.name);
+                Kind::ServiceUnavailable.error(text)
             }
         }
     }
@@ -380,14 +368,6 @@ impl Node {
 /// A silent holder is waited for, and what is told in the root's clock is divided by 1.1 (rule 11).
 fn write_deadline(lease: Duration) -> Instant {
     Instant::now() + record_life(record_life(lease)) + WRITE_SLACK
-}
-
-fn refused(refusal: Refusal) -> Error {
-    match refusal {
-        Refusal::Condition(text) => Kind::PreconditionFailed.error(text),
-        Refusal::Full(text) => Kind::InsufficientStorage.error(text),
-        Refusal::Late(text) => Kind::ServiceUnavailable.error(text),
-    }
 }
 
 fn no_answer(key: &str, causes: &[String]) -> Error {

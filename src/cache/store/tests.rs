@@ -1,10 +1,12 @@
 //! The rules, one decision at a time.
 
 use super::*;
-use crate::cache::writes::{Batch, Condition, Outcome, Refusal, TOO_LATE, TOO_YOUNG, Turn, Write};
+use crate::cache::writes::{Batch, Condition, Refusal, TOO_LATE, TOO_YOUNG, Write};
 
 const LEASE: Duration = Duration::from_secs(5);
 const SECOND: Duration = Duration::from_secs(1);
+/// What a writer is told who waits to be woken.
+const WAIT: Refusal = Refusal::NotYet(None);
 /// Of a write.
 const LIMIT: Duration = Duration::from_secs(8);
 
@@ -50,8 +52,9 @@ fn finish(
     now: Instant,
 ) -> (Result<(), Refusal>, Option<u64>) {
     match store.finish_write(key, ticket, change, now) {
-        Outcome::Done(result, next) => (result, next),
-        Outcome::Wait => panic!("nothing is to be waited for"),
+        Ok(next) => (Ok(()), next),
+        Err(Refusal::NotYet(_)) => panic!("nothing is to be waited for"),
+        Err(refusal) => (Err(refusal), store.abandon(key, ticket).pop()),
     }
 }
 
@@ -149,8 +152,8 @@ fn rule_3_nothing_is_granted_while_writers_are_in_the_queue() {
     assert_eq!(grant(&mut store, 1, now), leased("1", LEASE));
     let mut queue = |who| store.queue_write("k", Condition::None, now + LIMIT, who);
     let (first, second) = (queue(10), queue(20));
-    assert!(matches!(store.take_turn("k", second, now), Turn::Wait));
-    assert!(matches!(store.take_turn("k", first, now), Turn::Go(holders) if holders.len() == 1));
+    assert!(matches!(store.take_turn("k", second, now), Err(WAIT)));
+    assert!(matches!(store.take_turn("k", first, now), Ok(holders) if holders.len() == 1));
     assert_eq!(grant(&mut store, 2, now), leased("1", Duration::ZERO));
     let (_, next) = finish(&mut store, "k", first, &Write::Put(value("2"), None), now);
     assert_eq!(next, Some(20), "the ban is handed on");
@@ -194,15 +197,16 @@ fn rule_10_a_young_root_finishes_no_write_and_refuses_what_would_be_too_late() {
     assert_eq!(store.young_for(now), until - now);
     let mut queue = |deadline| store.queue_write("k", Condition::None, deadline, 1);
     let (patient, hasty) = (queue(now + LIMIT), queue(until));
-    assert!(matches!(store.take_turn("k", patient, now), Turn::NotBefore(then) if then == until));
-    assert!(
-        matches!(store.take_turn("k", hasty, now), Turn::Refused(TOO_YOUNG)),
-        "at once, though others are before it"
-    );
-    assert!(matches!(store.take_turn("k", patient, until), Turn::Go(_)));
-    // A run joins meanwhile that holds what another root has granted.
+    assert!(matches!(store.take_turn("k", patient, now), Err(Refusal::NotYet(then)) if then == Some(until)));
+    assert!(matches!(store.take_turn("k", hasty, now), Err(TOO_YOUNG)), "at once, though others are before it");
+    assert!(store.take_turn("k", patient, until).is_ok());
+    // Runs join meanwhile that hold what another root has granted: this waits, unless it would be too late.
     store.wait_for_leases(SECOND, until);
-    let (result, _) = finish(&mut store, "k", patient, &Write::Put(value("1"), None), until);
+    let put = Write::Put(value("1"), None);
+    let waits = Err(Refusal::NotYet(Some(until + SECOND * 11 / 10)));
+    assert_eq!(store.finish_write("k", patient, &put, until), waits);
+    store.wait_for_leases(LEASE, until);
+    let (result, _) = finish(&mut store, "k", patient, &put, until);
     assert_eq!((result, read_entry(&mut store, until)), (Err(TOO_YOUNG), None));
 }
 
@@ -212,14 +216,14 @@ fn rule_11_a_late_write_is_refused_wherever_it_waits() {
     let change = Write::Put(value("1"), None);
     let mut queue = |who, seconds: u32| store.queue_write("k", Condition::None, now + seconds * SECOND, who);
     let (first, late, second) = (queue(1, 3), queue(2, 1), queue(3, 3));
-    assert!(matches!(store.take_turn("k", late, now), Turn::Wait));
-    assert!(matches!(store.take_turn("k", late, now + SECOND), Turn::Refused(TOO_LATE)), "before its turn");
+    assert!(matches!(store.take_turn("k", late, now), Err(WAIT)));
+    assert!(matches!(store.take_turn("k", late, now + SECOND), Err(TOO_LATE)), "before its turn");
     assert_eq!(store.abandon("k", late), [1], "the first is told again, which harms nobody");
-    assert!(matches!(store.take_turn("k", first, now + 2 * SECOND), Turn::Go(_)));
+    assert!(store.take_turn("k", first, now + 2 * SECOND).is_ok());
     // It waited for a holder.
     let (result, next) = finish(&mut store, "k", first, &change, now + 3 * SECOND);
     assert_eq!((result, next), (Err(TOO_LATE), Some(3)));
-    assert!(matches!(store.take_turn("k", second, now + 3 * SECOND), Turn::Refused(TOO_LATE)));
+    assert!(matches!(store.take_turn("k", second, now + 3 * SECOND), Err(TOO_LATE)));
     store.abandon("k", second);
     assert_eq!(read_entry(&mut store, now), None);
 }
@@ -230,7 +234,7 @@ fn an_absent_key_is_granted_kept_and_invalidated_like_a_value() {
     let (mut store, now) = root();
     assert_eq!(grant(&mut store, 1, now), absent(LEASE));
     let ticket = store.queue_write("k", Condition::None, now + LIMIT, 0);
-    assert!(matches!(store.take_turn("k", ticket, now), Turn::Go(holders) if holders.len() == 1));
+    assert!(matches!(store.take_turn("k", ticket, now), Ok(holders) if holders.len() == 1));
     assert_eq!(grant(&mut store, 2, now), absent(Duration::ZERO), "rule 3");
     finish(&mut store, "k", ticket, &Write::Put(value("null"), None), now).0.unwrap();
     assert_eq!(grant(&mut store, 2, now), leased("null", LEASE));
@@ -297,7 +301,7 @@ fn what_is_abandoned_keeps_nobody_waiting() {
     let mut queue = |who| store.queue_write("k", Condition::None, now + LIMIT, who);
     let (first, second) = (queue(10), queue(20));
     assert_eq!(store.abandon("k", first), [20]);
-    assert!(matches!(store.take_turn("k", second, now), Turn::Go(_)));
+    assert!(store.take_turn("k", second, now).is_ok());
     assert_eq!(store.abandon("k", second), [0; 0]);
     assert_eq!(grant(&mut store, 1, now), leased("1", LEASE), "nothing was changed, and the ban is lifted");
 }
@@ -411,8 +415,7 @@ fn a_condition_is_looked_at_when_its_turn_comes_and_when_the_value_is_put() {
         }
         let ticket = store.queue_write("k", condition, now + LIMIT, 1);
         let turn = store.take_turn("k", ticket, now);
-        let refusal = if let Turn::Refused(refusal) = turn { Some(refusal) } else { Option::None };
-        assert_eq!(refusal, refused.map(Refusal::Condition), "{condition:?} {exists}");
+        assert_eq!(turn.err(), refused.map(Refusal::Condition), "{condition:?} {exists}");
         let (result, _) = finish(&mut store, "k", ticket, &change, now);
         assert_eq!(result.err(), refused.map(Refusal::Condition), "{condition:?} {exists}");
         let stands = if refused.is_none() { Some("2") } else { exists.then_some("1") };
@@ -422,15 +425,15 @@ fn a_condition_is_looked_at_when_its_turn_comes_and_when_the_value_is_put() {
     let (mut store, now) = root();
     write(&mut store, "k", &Write::Put(value("1"), Some(SECOND)), now).unwrap();
     let ticket = store.queue_write("k", Present, now + LIMIT, 1);
-    assert!(matches!(store.take_turn("k", ticket, now), Turn::Go(_)));
+    assert!(store.take_turn("k", ticket, now).is_ok());
     let (result, _) = finish(&mut store, "k", ticket, &change, now + SECOND);
     assert_eq!(result, Err(Refusal::Condition("the key does not exist")));
     // A refused writer hands the ban on.
     let mut queue = |condition, who| store.queue_write("k", condition, now + LIMIT, who);
     let (first, second) = (queue(Present, 1), queue(Absent, 2));
-    assert!(matches!(store.take_turn("k", first, now + SECOND), Turn::Refused(_)));
+    assert!(matches!(store.take_turn("k", first, now + SECOND), Err(Refusal::Condition(_))));
     assert_eq!(store.abandon("k", first), [2]);
-    assert!(matches!(store.take_turn("k", second, now + SECOND), Turn::Go(_)));
+    assert!(store.take_turn("k", second, now + SECOND).is_ok());
 }
 
 /// A root whose entries are kept on disk, which has waited for its former selves.
@@ -443,8 +446,8 @@ fn durable_root(max_bytes: usize) -> (Store<u64>, Instant) {
 /// Decides a write that nobody has to be told of; it is not durable yet.
 fn decide(store: &mut Store<u64>, key: &str, change: &Write, who: u64, now: Instant) -> u64 {
     let ticket = store.queue_write(key, Condition::None, now + LIMIT, who);
-    assert!(matches!(store.take_turn(key, ticket, now), Turn::Go(_)));
-    assert_eq!(store.finish_write(key, ticket, change, now), Outcome::Wait);
+    assert!(store.take_turn(key, ticket, now).is_ok());
+    assert_eq!(store.finish_write(key, ticket, change, now), Err(WAIT));
     ticket
 }
 
@@ -460,15 +463,15 @@ fn rule_12_nothing_is_seen_before_it_is_durable() {
     let first = decide(&mut store, "k", &Write::Put(value("1"), None), 1, now);
     let second = store.queue_write("k", Condition::None, now + LIMIT, 2);
     assert!(store.abandon("k", first).is_empty(), "what is decided is in nobody's hands any more");
-    assert_eq!(store.finish_write("k", first, &Write::Delete, now), Outcome::Wait);
+    assert_eq!(store.finish_write("k", first, &Write::Delete, now), Err(WAIT));
     assert_eq!(grant(&mut store, 1, now), Leased::once(None), "the old value, and nothing is granted");
     let batch = store.take_batch(now).expect("one write");
     assert_eq!(batch.changes.len(), 1);
     assert_eq!(read_entry(&mut store, now), None);
-    assert!(matches!(store.take_turn("k", second, now), Turn::Wait));
+    assert!(matches!(store.take_turn("k", second, now), Err(WAIT)));
     assert_eq!(store.end_batch(batch), [1, 2]);
     assert_eq!(read_entry(&mut store, now), Some(value("1")));
-    assert_eq!(store.finish_write("k", first, &Write::Delete, now), Outcome::Done(Ok(()), None));
+    assert_eq!(store.finish_write("k", first, &Write::Delete, now), Ok(None));
     assert!(store.take_batch(now).is_none());
 }
 
@@ -478,8 +481,8 @@ fn rule_12_room_is_reserved_for_what_is_decided() {
     let long = Write::Put(value("\"much more than a number\""), None);
     decide(&mut store, "k", &long, 1, now);
     let ticket = store.queue_write("l", Condition::None, now + LIMIT, 2);
-    let refused = store.finish_write("l", ticket, &long, now);
-    assert!(matches!(refused, Outcome::Done(Err(Refusal::Full(_)), None)), "{refused:?}");
+    let refused = finish(&mut store, "l", ticket, &long, now);
+    assert!(matches!(refused, (Err(Refusal::Full(_)), None)), "{refused:?}");
     let held = store.gauges().bytes;
     commit(&mut store, now);
     assert_eq!((store.gauges().bytes, store.reserved_bytes), (held, 0));
@@ -495,8 +498,8 @@ fn an_entry_ends_when_that_is_durable() {
     // Whoever meets it waits; a write on a condition, too.
     assert_eq!(store.step_read(&mut reading(7), end), Step::Wait);
     let ticket = store.queue_write("k", Condition::Absent, end + LIMIT, 8);
-    assert!(matches!(store.take_turn("k", ticket, end), Turn::Wait));
-    assert_eq!(store.finish_write("k", ticket, &Write::Delete, end), Outcome::Wait);
+    assert!(matches!(store.take_turn("k", ticket, end), Err(WAIT)));
+    assert_eq!(store.finish_write("k", ticket, &Write::Delete, end), Err(WAIT));
     assert!(!store.sweep(end));
     assert_eq!(store.gauges().entries, 1);
     let batch = store.take_batch(end).expect("it has ended");
@@ -504,7 +507,7 @@ fn an_entry_ends_when_that_is_durable() {
     assert_eq!(store.end_batch(batch), [7, 8, 8]);
     let absent = Step::Answer(Leased::once(None), Source::Entry);
     assert_eq!(store.step_read(&mut reading(7), end), absent);
-    assert!(matches!(store.take_turn("k", ticket, end), Turn::Go(_)));
+    assert!(store.take_turn("k", ticket, end).is_ok());
     // It is swept from the disk as well, but never behind a write of its key.
     store.sweep(end);
     assert_eq!(store.gauges().entries, 1);
@@ -538,9 +541,9 @@ fn a_full_store_waits_for_the_end_of_what_has_ended() {
     commit(&mut store, now);
     let ticket = store.queue_write("l", Condition::None, now + LIMIT, 2);
     let put = Write::Put(value("2"), None);
-    assert_eq!(store.finish_write("l", ticket, &put, now + SECOND), Outcome::Wait);
+    assert_eq!(store.finish_write("l", ticket, &put, now + SECOND), Err(WAIT));
     assert_eq!(commit(&mut store, now + SECOND), [2]);
-    assert_eq!(store.finish_write("l", ticket, &put, now + SECOND), Outcome::Wait);
+    assert_eq!(store.finish_write("l", ticket, &put, now + SECOND), Err(WAIT));
     assert_eq!(commit(&mut store, now + SECOND), [2]);
     assert_eq!(store.list(now + SECOND).map(|(key, _)| key).collect::<Vec<_>>(), ["l"]);
 }
