@@ -23,7 +23,7 @@ pub struct Record {
     /// When it counts as gone by itself.
     pub ends: Instant,
     /// Which grant this is, for a holder is granted again and again (rule 7).
-    number: u64,
+    pub number: u64,
     /// Whether the first of these grants was of an absent key.
     is_absent: bool,
 }
@@ -43,9 +43,9 @@ pub type Key = Arc<str>;
 pub struct Holders {
     /// Apart from copies: a copy that is dropped leaves its records where they are (rule 7).
     records: HashMap<Key, Vec<Record>>,
-    bytes: usize,
+    pub bytes: usize,
     /// What of that is records of absent keys.
-    absent_bytes: usize,
+    pub absent_bytes: usize,
     last_number: u64,
     /// Every holder once, however many records it has.
     known: HashSet<Arc<Holder>>,
@@ -73,23 +73,23 @@ impl Holders {
         let ends = now + record_life(lease);
         self.last_number += 1;
         let number = self.last_number;
-        if let Some((key, record)) = self.find_mut(key, holder) {
+        let mut records = self.records.get_mut(key).into_iter().flatten();
+        if let Some(record) = records.find(|record| *record.holder == *holder) {
             // Rule 1: only ever extended, since what is granted now may end before what was granted then:
             // 1. A holder has a full lease. 2. It has dropped its copy, fetches again, and gets what is left of
             // another. 3. With the shorter end on record, a write does not wait for the longer one.
-            let old = (record.ends, record.number);
+            let key = self.ends.remove(&(record.ends, record.number)).expect("each record has its end");
             record.ends = record.ends.max(ends);
             record.number = number;
-            let new = (record.ends, number);
-            self.ends.remove(&old);
-            self.ends.insert(new, key);
+            self.ends.insert((record.ends, number), key);
             return lease;
         }
         let bytes = record_bytes(key, holder);
         if bytes > room_bytes {
             return Duration::ZERO;
         }
-        let holder = self.intern(holder);
+        let holder = self.known.get(holder).map_or_else(|| Arc::new(holder.clone()), Arc::clone);
+        self.known.insert(Arc::clone(&holder));
         let key = self.records.get_key_value(key).map_or_else(|| Key::from(key), |(key, _)| Arc::clone(key));
         self.ends.insert((ends, number), Arc::clone(&key));
         let record = Record { holder, ends, number, is_absent };
@@ -102,15 +102,6 @@ impl Holders {
     /// The holders that must be told of a write.
     pub fn list(&self, key: &str, now: Instant) -> Vec<Record> {
         self.records.get(key).into_iter().flatten().filter(|record| now < record.ends).cloned().collect()
-    }
-
-    /// That holder holds nothing any more, nor does anybody below it. Its record goes, unless there was
-    /// another grant meanwhile (rule 7):
-    /// 1. Two invalidations of a key meet at a node, and list the same holder.
-    /// 2. The first is acknowledged. The holder fetches again, and is granted again.
-    /// 3. The second is acknowledged, by an answer sent before that. It must not forget the new grant.
-    pub fn acknowledge(&mut self, key: &str, told: &Record) {
-        self.drop_record(key, told.number);
     }
 
     /// That holder did not acknowledge, and its record has run out. It is granted nothing until `until`,
@@ -140,26 +131,17 @@ impl Holders {
         self.ends.len()
     }
 
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    pub fn absent_bytes(&self) -> usize {
-        self.absent_bytes
-    }
-
     /// When the last record ends.
     pub fn last_end(&self) -> Option<Instant> {
         self.ends.last_key_value().map(|((ends, _), _)| *ends)
     }
 
-    fn find_mut(&mut self, key: &str, holder: &Holder) -> Option<(Key, &mut Record)> {
-        let key = Arc::clone(self.records.get_key_value(key)?.0);
-        let record = self.records.get_mut(&key)?.iter_mut().find(|record| *record.holder == *holder)?;
-        Some((key, record))
-    }
-
-    fn drop_record(&mut self, key: &str, number: u64) {
+    /// Drops the record of a grant. When the holder has acknowledged, it holds nothing any more, nor does anybody below
+    /// it; but its record stays if there was another grant meanwhile, which has another number (rule 7):
+    /// 1. Two invalidations of a key meet at a node, and list the same holder.
+    /// 2. The first is acknowledged. The holder fetches again, and is granted again.
+    /// 3. The second is acknowledged, by an answer sent before that. It must not forget the new grant.
+    pub fn drop_record(&mut self, key: &str, number: u64) {
         let Some(records) = self.records.get_mut(key) else { return };
         let Some(position) = records.iter().position(|record| record.number == number) else { return };
         let record = records.swap_remove(position);
@@ -170,15 +152,6 @@ impl Holders {
         let bytes = record_bytes(key, &record.holder);
         self.bytes -= bytes;
         self.absent_bytes -= if record.is_absent { bytes } else { 0 };
-    }
-
-    fn intern(&mut self, holder: &Holder) -> Arc<Holder> {
-        if let Some(known) = self.known.get(holder) {
-            return Arc::clone(known);
-        }
-        let holder = Arc::new(holder.clone());
-        self.known.insert(Arc::clone(&holder));
-        holder
     }
 }
 

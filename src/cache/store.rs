@@ -346,7 +346,7 @@ impl<W: Clone> Store<W> {
     /// A holder has been told: it has acknowledged (rule 7), or its record has run out before it did (rule 6).
     pub fn end_telling(&mut self, key: &str, told: &Record, acknowledged: bool, now: Instant) {
         if acknowledged {
-            self.holders.acknowledge(key, told);
+            self.holders.drop_record(key, told.number);
         } else {
             self.holders.note_silence(told, now + self.setup.lease);
         }
@@ -417,12 +417,12 @@ impl<W: Clone> Store<W> {
         if !of_absent {
             return room_bytes;
         }
-        let absent_bytes = self.absent_bytes + self.holders.absent_bytes();
+        let absent_bytes = self.absent_bytes + self.holders.absent_bytes;
         room_bytes.min((self.setup.max_bytes / ABSENT_SHARE).saturating_sub(absent_bytes))
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.text_bytes + self.reserved_bytes + self.holders.bytes()
+        self.text_bytes + self.reserved_bytes + self.holders.bytes
     }
 
     pub(super) fn next_number(&mut self) -> u64 {
