@@ -9,7 +9,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Node, Role, not_joined};
+use super::{Node, not_joined};
 use crate::http::client::CallError;
 use crate::protocol::error::{Error, Kind};
 use crate::protocol::messages::{Identity, JoinAnswer, JoinRequest, PROTOCOL, whole_ms};
@@ -75,9 +75,7 @@ pub fn join_root(node: &Node) -> Result<(), String> {
     let started = Instant::now();
     let mut next_report = started;
     // Before there is a place, for whoever needs another join wakes this thread.
-    if let Role::Other { joiner, .. } = &node.role {
-        joiner.get_or_init(thread::current);
-    }
+    node.joiner.get_or_init(thread::current);
     while !node.config.is_root() {
         let cause = match try_join(node) {
             Ok(()) => break,

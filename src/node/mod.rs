@@ -47,27 +47,18 @@ pub struct Node {
     store: Mutex<Store<Thread>>,
     /// The thread that commits, where entries are kept on disk.
     committer: OnceLock<Thread>,
-    role: Role,
+    /// Guards who has which position. Only the root has it, once it has looked for it in ZooKeeper.
+    table: OnceLock<Mutex<ChildTable>>,
+    /// Guards what has come of the joins; the root joins nobody.
+    joins: Mutex<Joins>,
+    /// Told of each change of that.
+    joined: Condvar,
+    /// The thread that repeats the join; woken, it does so at once.
+    joiner: OnceLock<Thread>,
+    /// Guards which ancestors gave no answer lately, by URL, and until when they are not asked.
+    passed_over: Mutex<HashMap<String, Instant>>,
     /// Guards whether ZooKeeper has this node's znodes; nobody knows before the first attempt.
     registered: Mutex<Option<bool>>,
-}
-
-/// What only the root has, and what only the others have.
-enum Role {
-    Root {
-        /// Guards who has which position; there once the root has looked for it in ZooKeeper.
-        table: OnceLock<Mutex<ChildTable>>,
-    },
-    Other {
-        /// Guards what has come of the joins.
-        joins: Mutex<Joins>,
-        /// Told of each change of that.
-        joined: Condvar,
-        /// The thread that repeats the join; woken, it does so at once.
-        joiner: OnceLock<Thread>,
-        /// Guards which ancestors gave no answer lately, by URL, and until when they are not asked.
-        passed_over: Mutex<HashMap<String, Instant>>,
-    },
 }
 
 /// What has come of the joins.
@@ -110,12 +101,6 @@ impl Node {
         // that a reader of JSON that knows only floating point keeps the number whole.
         let run = RandomState::new().hash_one(std::process::id()) >> 11;
         let (is_root, max_bytes, lease) = (config.is_root(), config.max_store_bytes, config.lease);
-        let role = if is_root {
-            Role::Root { table: OnceLock::new() }
-        } else {
-            let (joins, passed_over) = (Mutex::default(), Mutex::default());
-            Role::Other { joins, joined: Condvar::new(), joiner: OnceLock::new(), passed_over }
-        };
         Self {
             address,
             myself: NodeRef { name: config.node_name(), url: config.url_at(address.port()), run },
@@ -125,7 +110,11 @@ impl Node {
             metrics: Metrics::default(),
             store: Mutex::new(Store::new(Setup { is_root, run, max_bytes, lease })),
             committer: OnceLock::new(),
-            role,
+            table: OnceLock::new(),
+            joins: Mutex::default(),
+            joined: Condvar::new(),
+            joiner: OnceLock::new(),
+            passed_over: Mutex::default(),
             registered: Mutex::default(),
             config,
         }
@@ -136,7 +125,6 @@ impl Node {
     /// Gives the root its table: with the places that its former self gave, position and id, as far as it knows them.
     /// What that granted it does not know, and waits for: nodes may hold it for as long as that `lease` (rule 10).
     pub fn take_table(&self, places: Vec<(u32, u32)>, lease: Duration) {
-        let Role::Root { table } = &self.role else { return };
         let process = Process { run: self.myself.run, url: self.myself.url.clone(), heard: self.started };
         let root = Member { id: self.config.node_id, process: Some(process) };
         let mut new_table = ChildTable::new(self.config.tree_depth, root);
@@ -144,7 +132,7 @@ impl Node {
             new_table.admit(Member { id, process: None }, Some(position));
         }
         self.wait_for_leases(lease);
-        table.get_or_init(|| Mutex::new(new_table));
+        self.table.get_or_init(|| Mutex::new(new_table));
     }
 
     fn wait_for_leases(&self, lease: Duration) {
@@ -163,33 +151,28 @@ impl Node {
 
     /// The root's child table, once it has it; nobody else has one.
     pub fn table(&self) -> Option<MutexGuard<'_, ChildTable>> {
-        match &self.role {
-            Role::Root { table } => table.get().map(lock),
-            Role::Other { .. } => None,
-        }
+        self.table.get().map(lock)
+    }
+
+    /// What the root said last; it says nothing to itself.
+    fn last_join(&self) -> Option<Joined> {
+        lock(&self.joins).last.clone()
     }
 
     /// Where this node stands; `None` before it has joined.
     pub fn place(&self) -> Option<Arc<Place>> {
-        match &self.role {
-            Role::Root { .. } => self.table().map(|table| Arc::new(table.place(0))),
-            Role::Other { joins, .. } => lock(joins).last.as_ref().map(|joined| Arc::clone(&joined.place)),
-        }
+        let of_root = self.table().map(|table| Arc::new(table.place(0)));
+        of_root.or_else(|| self.last_join().map(|joined| joined.place))
     }
 
     pub fn is_joined(&self) -> bool {
-        match &self.role {
-            Role::Root { table } => table.get().is_some(),
-            Role::Other { joins, .. } => lock(joins).last.is_some(),
-        }
+        self.table.get().is_some() || lock(&self.joins).last.is_some()
     }
 
     /// Since when the root has not been heard; the root hears itself.
     pub fn root_silence(&self) -> Option<Duration> {
-        match &self.role {
-            Role::Root { table } => table.get().map(|_| Duration::ZERO),
-            Role::Other { joins, .. } => lock(joins).last.as_ref().map(|joined| joined.heard.elapsed()),
-        }
+        let of_root = self.table.get().map(|_| Duration::ZERO);
+        of_root.or_else(|| self.last_join().map(|joined| joined.heard.elapsed()))
     }
 
     /// Refuses clients that could go to another node: this one has no place yet, or has lost its root.
@@ -203,12 +186,7 @@ impl Node {
 
     /// How deep this node stands, the root's level being 1; 0 before it has its place.
     fn level(&self) -> u32 {
-        match &self.role {
-            Role::Root { .. } => 1,
-            Role::Other { joins, .. } => {
-                lock(joins).last.as_ref().map_or(0, |joined| tree::level(joined.place.position))
-            }
-        }
+        self.place().map_or(0, |place| tree::level(place.position))
     }
 
     /// Takes the place that the root gave in answer to a join that was sent then, and its lease.
@@ -225,31 +203,28 @@ impl Node {
     }
 
     fn note_join(&self, note: impl FnOnce(&mut Joins)) {
-        if let Role::Other { joins, joined, .. } = &self.role {
-            note(&mut lock(joins));
-            joined.notify_all();
-        }
+        note(&mut lock(&self.joins));
+        self.joined.notify_all();
     }
 
     /// What the root says to a join that was sent after that time, or why it says nothing. Of many that wait, none joins
     /// by itself: they wake the one thread that does.
     fn joined_after(&self, time: Instant, deadline: Instant) -> Result<Joined, String> {
-        let Role::Other { joins, joined, joiner, .. } = &self.role else { unreachable!("the root joins nobody") };
-        let mut guard = lock(joins);
+        let mut joins = lock(&self.joins);
         loop {
-            if let Some(found) = guard.last.as_ref().filter(|last| last.asked >= time) {
+            if let Some(found) = joins.last.as_ref().filter(|last| last.asked >= time) {
                 return Ok(found.clone());
             }
-            if let Some((_, cause)) = guard.failed.as_ref().filter(|(asked, _)| *asked >= time) {
+            if let Some((_, cause)) = joins.failed.as_ref().filter(|(asked, _)| *asked >= time) {
                 return Err(cause.clone());
             }
-            joiner.get().expect("a node with a place repeats its join").unpark();
+            self.joiner.get().expect("a node with a place repeats its join").unpark();
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err("no answer to a join".to_owned());
             }
-            let woken = joined.wait_timeout(guard, left.min(JOIN_AGAIN));
-            guard = woken.expect("nothing panics under this lock").0;
+            let woken = self.joined.wait_timeout(joins, left.min(JOIN_AGAIN));
+            joins = woken.expect("nothing panics under this lock").0;
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use super::{Joined, Node, Role, lock, not_joined};
+use super::{Joined, Node, lock, not_joined};
 use crate::cache::leases::{Holder, Record, record_life};
 use crate::cache::store::{Leased, Reading, Source, Step, Store};
 use crate::cache::writes::{Condition, Refusal, Write};
@@ -91,7 +91,7 @@ impl Node {
 
     /// Asks the ancestors, nearest first, until one answers; says when that one was asked.
     fn ask_ancestors(&self, key: &str, deadline: Instant) -> Result<(Leased, Instant), Error> {
-        let Joined { place, .. } = self.joined()?;
+        let Joined { place, .. } = self.last_join().ok_or_else(not_joined)?;
         let mut causes = Vec::new();
         let mut above_asked = false;
         for (steps, ancestor) in place.ancestors.iter().enumerate() {
@@ -115,14 +115,15 @@ impl Node {
                         return Ok(fetched);
                     }
                 }
-                _ if is_root => {}
-                CallError::Refused { status: 503, .. } => self.pass_over(&ancestor.url, SHORT_BACK_OFF),
+                // Most likely it has asked all above it. If each node asked them all again, a read at depth d would
+                // cost 2^(d-1) fetches while the root is dead; so only the root is asked once more.
+                CallError::Refused { status: 503, .. } => {
+                    above_asked = true;
+                    self.pass_over(&ancestor.url, SHORT_BACK_OFF);
+                }
                 CallError::Refused { .. } => {}
                 _ => self.pass_over(&ancestor.url, BACK_OFF),
             }
-            // Most likely that one has asked all above it. If each node asked them all again, a read at depth d would
-            // cost 2^(d-1) fetches while the root is dead; so only the root is asked once more.
-            above_asked |= matches!(cause, CallError::Refused { status: 503, .. });
             causes.push(format!("from {} at {}: {cause}", ancestor.name, ancestor.url));
         }
         Err(no_answer(key, &causes))
@@ -145,16 +146,14 @@ impl Node {
     }
 
     fn is_passed_over(&self, url: &str, now: Instant) -> bool {
-        let Role::Other { passed_over, .. } = &self.role else { return false };
-        let mut passed_over = lock(passed_over);
+        let mut passed_over = lock(&self.passed_over);
         passed_over.retain(|_, until| now < *until);
         passed_over.contains_key(url)
     }
 
+    /// Nobody looks whether the root is among them.
     fn pass_over(&self, url: &str, time: Duration) {
-        if let Role::Other { passed_over, .. } = &self.role {
-            lock(passed_over).insert(url.to_owned(), Instant::now() + time);
-        }
+        lock(&self.passed_over).insert(url.to_owned(), Instant::now() + time);
     }
 
     // -- the write -----------------------------------------------------------------------------
@@ -221,7 +220,7 @@ impl Node {
     /// whether it may have been applied.
     pub fn forward(&self, mut call: Call, body: &[u8], conditions: &[(&str, &str)]) -> Result<Reply, Error> {
         let not_applied = |text: String| Kind::ServiceUnavailable.error(format!("{text}; it was not applied"));
-        let mut joined = self.joined()?;
+        let mut joined = self.last_join().ok_or_else(not_joined)?;
         let deadline = write_deadline(joined.lease);
         let join_again = |call: &Call| {
             let joined = self.joined_after(Instant::now(), deadline);
@@ -354,14 +353,6 @@ impl Node {
                 Err(_) => thread::sleep(left.min(RETELL_PAUSE)),
             }
         }
-    }
-
-    fn joined(&self) -> Result<Joined, Error> {
-        let joined = match &self.role {
-            Role::Other { joins, .. } => lock(joins).last.clone(),
-            Role::Root { .. } => None,
-        };
-        joined.ok_or_else(not_joined)
     }
 }
 
