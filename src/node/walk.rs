@@ -36,6 +36,9 @@ const WRITE_SLACK: Duration = Duration::from_secs(2);
 /// The root's answers to a write that reach the client. Any other is no word on that write.
 const WRITE_ANSWERS: &[u16] = &[200, 412, 413, 422, 503, 507];
 
+/// How the text ends of a write that was not passed on, and that the root will not do later.
+const NOT_APPLIED: &str = "; it was not applied";
+
 /// What asking the root for the tree may take.
 const NODES_LIMIT: Duration = Duration::from_secs(2);
 
@@ -219,39 +222,31 @@ impl Node {
     /// Passes a client's write on to the root, and once more if that was another run. Without an answer the error says
     /// whether it may have been applied.
     pub fn forward(&self, mut call: Call, body: &[u8], conditions: &[(&str, &str)]) -> Result<Reply, Error> {
-        let not_applied = |text: String| Kind::ServiceUnavailable.error(format!("{text}; it was not applied"));
         let mut joined = self.last_join().ok_or_else(not_joined)?;
         let deadline = write_deadline(joined.lease);
-        let join_again = |call: &Call| {
-            let joined = self.joined_after(Instant::now(), deadline);
-            joined.map_err(|cause| not_applied(self.not_passed_on(call, &cause)))
-        };
-        if joined.asked.elapsed() > ALIVE {
-            joined = join_again(&call)?;
-        }
-        let mut is_again = false;
+        let (mut joins_first, mut is_again) = (joined.asked.elapsed() > ALIVE, false);
         loop {
+            if joins_first {
+                let again = self.joined_after(Instant::now(), deadline);
+                joined = again.map_err(|cause| self.not_passed_on(&call, &cause, NOT_APPLIED))?;
+            }
             let limit = deadline.saturating_duration_since(Instant::now());
             // Rule 11: its clock may be a tenth faster than ours.
             let until = Duration::from_millis(joined.root_ms) + (joined.heard.elapsed() + limit) * 10 / 11;
             call.say_passed_on(PassedOn { to: joined.root_run, until_ms: whole_ms(until) });
             let sent = Sent { call: &call, body, conditions, via: Some(&self.myself.name) };
-            let (text, cause) = match self.send_to_root(&sent, limit, Some(joined.root_run), WRITE_ANSWERS) {
+            let cause = match self.send_to_root(&sent, limit, Some(joined.root_run), WRITE_ANSWERS) {
                 Ok(reply) => return Ok(reply),
-                Err(error) => error,
+                Err(CallError::Refused { status: 409, .. }) if !is_again => {
+                    (joins_first, is_again) = (true, true);
+                    continue;
+                }
+                Err(cause) => cause,
             };
-            match cause {
-                CallError::Refused { status: 409, .. } if !is_again => {
-                    joined = join_again(&call)?;
-                    is_again = true;
-                }
-                // Who stands in between may have passed it on.
-                CallError::NoAnswer(_) | CallError::Refused { status: 500.., .. } => {
-                    let text = format!("{text}; whether it was applied is unknown");
-                    return Err(Kind::ServiceUnavailable.error(text));
-                }
-                _ => return Err(not_applied(text)),
-            }
+            // Who stands in between may have passed it on.
+            let is_unknown = matches!(cause, CallError::NoAnswer(_) | CallError::Refused { status: 500.., .. });
+            let outcome = if is_unknown { "; whether it was applied is unknown" } else { NOT_APPLIED };
+            return Err(self.not_passed_on(&call, &cause, outcome));
         }
     }
 
@@ -259,30 +254,30 @@ impl Node {
     pub fn ask_for_tree(&self) -> Result<Reply, Error> {
         let sent = Sent { via: Some(&self.myself.name), ..Sent::plain(&Call::Nodes) };
         let answer = self.send_to_root(&sent, NODES_LIMIT, None, &[200, 503]);
-        answer.map_err(|(text, _)| Kind::ServiceUnavailable.error(text))
+        answer.map_err(|cause| self.not_passed_on(sent.call, &cause, ""))
     }
 
-    /// An error says what was sent where, and why no answer among these came of it. Where only a certain run is to
-    /// answer, nobody else does (rule 8).
+    /// What the root says, if it is one of these `answers`. Where only a certain run is to answer, nobody else does
+    /// (rule 8).
     fn send_to_root(
         &self,
         sent: &Sent,
         limit: Duration,
         run: Option<u64>,
         answers: &[u16],
-    ) -> Result<Reply, (String, CallError)> {
+    ) -> Result<Reply, CallError> {
         self.metrics.forwarded.count();
-        let root_url = &self.config.root_url;
-        let is_answer = |reply: &Reply| answers.contains(&reply.status) && (run.is_none() || reply.run == run);
-        let reply = self.client.send(root_url, sent, limit);
-        let reply = reply.and_then(|reply| if is_answer(&reply) { Ok(reply) } else { Err(reply.refused()) });
-        reply.map_err(|cause| (self.not_passed_on(sent.call, &cause), cause))
+        let reply = self.client.send(&self.config.root_url, sent, limit)?;
+        let is_answer = answers.contains(&reply.status) && (run.is_none() || reply.run == run);
+        if is_answer { Ok(reply) } else { Err(reply.refused()) }
     }
 
-    fn not_passed_on(&self, call: &Call, cause: &impl Display) -> String {
+    fn not_passed_on(&self, call: &Call, cause: &impl Display, outcome: &str) -> Error {
         let (method, target) = call.write();
         let path = target.split('?').next().unwrap_or_default();
-        format!("could not pass {method} {path} on to the root at {}: {cause}", self.config.root_url)
+        let root_url = &self.config.root_url;
+        let text = format!("could not pass {method} {path} on to the root at {root_url}: {cause}{outcome}");
+        Kind::ServiceUnavailable.error(text)
     }
 
     // -- the walk down -------------------------------------------------------------------------
