@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use zookeeper::{CreateMode, ZkError, ZkResult};
 
 use self::session::{SESSION_LIFE, Session};
-use self::znodes::{LIVE, Live, Shape, TREE, full_path};
+use self::znodes::{ABOVE_ALL, LIVE, Live, Shape, TREE};
 use crate::config::Config;
 use crate::node::Node;
 use crate::node::join::ASK_LIMIT;
@@ -249,8 +249,7 @@ fn hold_znodes(
 ) -> ZkResult<Result<(), String>> {
     hold_live(session, node, live_owner)?;
     mirror_table(session, node, mirrored)?;
-    let is_known = hold_place(session, node)?;
-    Ok(if is_known { Ok(()) } else { Err("a node above this one is not known".to_owned()) })
+    hold_place(session, node)
 }
 
 fn live_path(name: &str) -> String {
@@ -262,12 +261,14 @@ fn hold_live(session: &Session, node: &Node, owner: &mut Option<i64>) -> ZkResul
     let NodeRef { name, url, run } = &node.myself;
     let data = messages::to_json(&Live::new(name, url, *run, node.config.token.as_deref()));
     let path = live_path(name);
-    match session.owner(&path)? {
-        found @ Some(_) if found == *owner => return session.write(&path, &data),
-        // A session of a former run, or one of ours that was lost: with it the znode would go.
-        Some(_) => session.delete_whole(&path)?,
-        None => session.create(LIVE, b"", CreateMode::Persistent)?,
+    let held_by = session.owner(&path)?;
+    if held_by.is_some() && held_by == *owner {
+        return session.write(&path, &data);
     }
+    // A session of a former run, or one of ours that was lost: with it the znode would go.
+    session.delete_whole(&path)?;
+    session.create(ABOVE_ALL, b"", CreateMode::Persistent)?;
+    session.create(LIVE, b"", CreateMode::Persistent)?;
     session.create(&path, &data, CreateMode::Ephemeral)?;
     if session.data(&path)?.as_ref() != Some(&data) {
         return Err(ZkError::NodeExists);
@@ -276,20 +277,21 @@ fn hold_live(session: &Session, node: &Node, owner: &mut Option<i64>) -> ZkResul
     Ok(())
 }
 
-/// Makes this node's znode in the tree say what it should; whether its path is known.
-fn hold_place(session: &Session, node: &Node) -> ZkResult<bool> {
+/// Makes this node's znode in the tree say what it should; the text says why it cannot yet.
+fn hold_place(session: &Session, node: &Node) -> ZkResult<Result<(), String>> {
+    let NodeRef { url, run, .. } = &node.myself;
     let place = node.place();
-    let wanted = place.and_then(|place| znodes::wanted(&place, node.config.node_id, &node.myself.url, node.myself.run));
-    let Some((own, above)) = wanted.as_ref().and_then(|wanted| wanted.split_last()) else { return Ok(false) };
-    let path = full_path(&own.path);
+    let Some(mut wanted) = place.and_then(|place| znodes::wanted(&place, node.config.node_id, url, *run)) else {
+        return Ok(Err("a node above this one is not known".to_owned()));
+    };
+    let (path, data) = wanted.pop_last().expect("its own is among them");
     if session.owner(&path)?.is_none() {
         session.create(TREE, &messages::to_json(&shape(&node.config)), CreateMode::Persistent)?;
-        for wanted in above {
-            session.create(&full_path(&wanted.path), &messages::to_json(&wanted.data), CreateMode::Persistent)?;
+        for (path, data) in &wanted {
+            session.create(path, &messages::to_json(data), CreateMode::Persistent)?;
         }
     }
-    session.write(&path, &messages::to_json(&own.data))?;
-    Ok(true)
+    session.write(&path, &messages::to_json(&data)).map(Ok)
 }
 
 /// Makes the whole tree agree with the root's child table, if this is the root and the table has changed. So the
@@ -304,14 +306,13 @@ fn mirror_table(session: &Session, node: &Node, mirrored: &mut Vec<(u32, Option<
     let wanted = znodes::wanted_of_table(&table);
     drop(table);
     let found = session.read_tree()?;
-    for znode in znodes::misplaced(node.config.tree_depth, &wanted, &found) {
-        let path = full_path(&znode.path);
+    for path in znodes::misplaced(node.config.tree_depth, &wanted, &found) {
         log::info!("deleting {path} from ZooKeeper: the child table says otherwise");
-        session.delete_whole(&path)?;
+        session.delete_whole(path)?;
     }
     session.write(TREE, &messages::to_json(&shape(&node.config)))?;
-    for wanted in znodes::unsaid(&wanted, &found) {
-        session.write(&full_path(&wanted.path), &messages::to_json(&wanted.data))?;
+    for (path, data) in znodes::unsaid(&wanted, &found) {
+        session.write(path, &messages::to_json(data))?;
     }
     *mirrored = runs;
     Ok(())
@@ -337,8 +338,8 @@ fn recover(
     let found = session.read_tree()?;
     Ok(Ok(match znodes::fit(shape, messages::from_json(&kept_shape).ok(), &found) {
         Ok(places) => {
-            for znode in found.iter().filter(|znode| znode.data.is_none()) {
-                log::warn!("ignoring {} in ZooKeeper: its data cannot be read", full_path(&znode.path));
+            for (path, _) in found.iter().filter(|(_, data)| data.is_none()) {
+                log::warn!("ignoring {path} in ZooKeeper: its data cannot be read");
             }
             log::info!("took {} places below the root from ZooKeeper's tree", places.len());
             places

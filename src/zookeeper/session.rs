@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use zookeeper::{Acl, CreateMode, ZkError, ZkResult, ZkState, ZooKeeper};
 
-use super::znodes::{self, LIVE, TREE, Znode};
+use super::znodes::{Found, TREE};
 use crate::protocol::messages;
 
 /// The life of a session without a word from us, and so of the live znode of a node that died. Six looks:
@@ -76,15 +76,14 @@ impl Session {
         self.call(|zk| zk.get_data(path, false)).map(|(data, _)| Some(data)).or_else(none_if_gone)
     }
 
-    /// All znodes of the tree, parents first.
-    pub fn read_tree(&self) -> ZkResult<Vec<Znode>> {
-        let (mut found, mut unread) = (Vec::new(), vec![Vec::new()]);
+    /// All znodes of the tree.
+    pub fn read_tree(&self) -> ZkResult<Found> {
+        let (mut found, mut unread) = (Found::new(), vec![TREE.to_owned()]);
         while let Some(above) = unread.pop() {
-            let full_path = znodes::full_path(&above);
-            for name in self.call(|zk| zk.get_children(&full_path, false)).or_else(none_if_gone)? {
-                let data = self.data(&format!("{full_path}/{name}"))?.unwrap_or_default();
-                let path = [&above[..], &[name]].concat();
-                found.push(Znode { path: path.clone(), data: messages::from_json(&data).ok() });
+            for name in self.call(|zk| zk.get_children(&above, false)).or_else(none_if_gone)? {
+                let path = format!("{above}/{name}");
+                let data = self.data(&path)?.unwrap_or_default();
+                found.insert(path.clone(), messages::from_json(&data).ok());
                 unread.push(path);
             }
         }
@@ -104,21 +103,12 @@ impl Session {
         }
     }
 
-    /// Makes a znode unless it is there; above `TREE` and `LIVE` also the one that is missing. Else the one above
-    /// must be there.
+    /// Makes a znode unless it is there; the one above must be.
     pub fn create(&self, path: &str, data: &[u8], mode: CreateMode) -> ZkResult<()> {
-        let create = |path: &str, data: &[u8], mode| match self
-            .call(|zk| zk.create(path, data.to_vec(), Acl::open_unsafe().clone(), mode))
-        {
+        let acl = Acl::open_unsafe().clone();
+        match self.call(|zk| zk.create(path, data.to_vec(), acl, mode)) {
             Ok(_) | Err(ZkError::NodeExists) => Ok(()),
             Err(cause) => Err(cause),
-        };
-        match create(path, data, mode) {
-            Err(ZkError::NoNode) if path == TREE || path == LIVE => {
-                create("/tree-cache", b"", CreateMode::Persistent)?;
-                create(path, data, mode)
-            }
-            result => result,
         }
     }
 
@@ -148,36 +138,27 @@ fn none_if_gone<T: Default>(cause: ZkError) -> ZkResult<T> {
 fn find_server(servers: &[String]) -> Result<SocketAddr, String> {
     let mut causes = Vec::new();
     for server in servers {
-        match server.to_socket_addrs() {
-            Err(error) => causes.push(format!("{server}: {error}")),
-            Ok(addresses) => {
-                for address in addresses {
-                    match probe(address) {
-                        Ok(()) => return Ok(address),
-                        Err(cause) => causes.push(format!("{address}: {cause}")),
-                    }
+        let addresses = server.to_socket_addrs().inspect_err(|error| causes.push(format!("{server}: {error}")));
+        for address in addresses.into_iter().flatten() {
+            match probe(address) {
+                Ok(()) => return Ok(address),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    causes.push(format!("{address}: no answer within {} s", PROBE_LIMIT.as_secs()));
                 }
+                Err(error) => causes.push(format!("{address}: {error}")),
             }
         }
     }
     Err(causes.join("; "))
 }
 
-fn probe(address: SocketAddr) -> Result<(), String> {
-    let ask = || {
-        let mut stream = TcpStream::connect_timeout(&address, CONNECT_LIMIT)?;
-        stream.set_read_timeout(Some(PROBE_LIMIT))?;
-        stream.write_all(b"srvr")?;
-        let mut answer = Vec::new();
-        stream.take(4096).read_to_end(&mut answer)?;
-        io::Result::Ok(String::from_utf8_lossy(&answer).into_owned())
-    };
-    match ask() {
-        Ok(answer) if answer.contains("Mode:") => Ok(()),
-        Ok(answer) => Err(format!("does not serve: {:?}", answer.lines().next().unwrap_or_default())),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Err(format!("no answer within {} s", PROBE_LIMIT.as_secs()))
-        }
-        Err(error) => Err(error.to_string()),
+fn probe(address: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&address, CONNECT_LIMIT)?;
+    stream.set_read_timeout(Some(PROBE_LIMIT))?;
+    stream.write_all(b"srvr")?;
+    let answer = io::read_to_string(stream.take(4096))?;
+    if answer.contains("Mode:") {
+        return Ok(());
     }
+    Err(io::Error::other(format!("does not serve: {:?}", answer.lines().next().unwrap_or_default())))
 }

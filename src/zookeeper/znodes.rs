@@ -18,6 +18,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::tree::{self, ChildTable, Place};
 
+/// What both of these are below.
+pub const ABOVE_ALL: &str = "/tree-cache";
+
 /// Where the tree is kept.
 pub const TREE: &str = "/tree-cache/tree";
 
@@ -65,110 +68,98 @@ pub struct Shape {
     pub root_id: u32,
 }
 
-/// A znode of the tree as it was found.
-#[derive(Debug, Clone)]
-pub struct Znode {
-    /// The names from the root's down to its own.
-    pub path: Vec<String>,
-    /// `None` if it cannot be read.
-    pub data: Option<ZnodeData>,
-}
+/// Znodes of the tree as they should be, by path, and so parents first.
+pub type Wanted = BTreeMap<String, ZnodeData>;
 
-/// A znode of the tree as it should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
-    pub path: Vec<String>,
-    pub data: ZnodeData,
-}
+/// Znodes of the tree as they were found; without data if that cannot be read.
+pub type Found = BTreeMap<String, Option<ZnodeData>>;
 
-impl Wanted {
-    fn new(path: &[String], id: u32, url: &str, run: u64, position: u32) -> Self {
-        Self { path: path.to_vec(), data: ZnodeData { id, url: url.to_owned(), run, position } }
-    }
-}
-
-/// Where the znode of a node with that path is.
-pub fn full_path(path: &[String]) -> String {
-    std::iter::once(TREE).chain(path.iter().map(String::as_str)).collect::<Vec<_>>().join("/")
+/// Where the znode of a node is whose path has these names.
+fn full_path(names: &[String]) -> String {
+    format!("{TREE}/{}", names.join("/"))
 }
 
 /// The znodes of a node with that place, its own last. Those above say what their paths do: the rest is theirs to say.
 /// `None` while a node above is unknown.
-pub fn wanted(place: &Place, id: u32, url: &str, run: u64) -> Option<Vec<Wanted>> {
-    let path = place.path.as_ref()?;
-    let mut znodes = vec![Wanted::new(path, id, url, run, place.position)];
-    for (position, length) in tree::ancestors(place.position).zip((1..path.len()).rev()) {
-        let id = tree::id_of(&path[length - 1]).unwrap_or_default();
-        znodes.push(Wanted::new(&path[..length], id, "", UNKNOWN_RUN, position));
-    }
-    znodes.reverse();
-    Some(znodes)
+pub fn wanted(place: &Place, id: u32, url: &str, run: u64) -> Option<Wanted> {
+    let names = place.path.as_ref()?;
+    let own = ZnodeData { id, url: url.to_owned(), run, position: place.position };
+    let above = tree::ancestors(place.position).zip((1..names.len()).rev()).map(|(position, length)| {
+        let id = tree::id_of(&names[length - 1]).unwrap_or_default();
+        (full_path(&names[..length]), ZnodeData { id, url: String::new(), run: UNKNOWN_RUN, position })
+    });
+    Some(above.chain([(full_path(names), own)]).collect())
 }
 
-/// The znodes of all nodes in the table whose path is known, parents first.
-pub fn wanted_of_table(table: &ChildTable) -> Vec<Wanted> {
+/// The znodes of all nodes in the table whose path is known.
+pub fn wanted_of_table(table: &ChildTable) -> Wanted {
     let wanted = table.members().filter_map(|(position, member)| {
-        let process = member.process.as_ref().map(|process| (process.url.as_str(), process.run));
-        let (url, run) = process.unwrap_or(("", UNKNOWN_RUN));
-        Some(Wanted::new(&table.place(position).path?, member.id, url, run, position))
+        let process = member.process.as_ref().map(|process| (process.url.clone(), process.run));
+        let (url, run) = process.unwrap_or((String::new(), UNKNOWN_RUN));
+        Some((full_path(&table.place(position).path?), ZnodeData { id: member.id, url, run, position }))
     });
     wanted.collect()
 }
 
 /// Whether a znode at that path may say that: its id and position are of a tree of that size, and the path is as long as
 /// the position is deep, and ends with its name.
-fn is_sound(size: u32, path: &[String], ZnodeData { id, position, .. }: &ZnodeData) -> bool {
+fn is_sound(size: u32, path: &str, ZnodeData { id, position, .. }: &ZnodeData) -> bool {
+    let names = path[TREE.len()..].matches('/').count();
     (1..=size).contains(id)
         && *position < size
-        && u32::try_from(path.len()) == Ok(tree::level(*position))
-        && path.last() == Some(&tree::name(*id))
+        && u32::try_from(names) == Ok(tree::level(*position))
+        && path.ends_with(&format!("/{}", tree::name(*id)))
 }
 
-/// The znodes that disagree with the table. One of a node that the table does not have stays while its position is free,
-/// and below the node that the table has above it.
-pub fn misplaced<'a>(depth: u32, table: &[Wanted], znodes: &'a [Znode]) -> Vec<&'a Znode> {
-    let path_of: HashMap<_, _> = table.iter().map(|wanted| (wanted.path.last(), &wanted.path)).collect();
-    let path_at: HashMap<_, _> = table.iter().map(|wanted| (wanted.data.position, &wanted.path)).collect();
-    let may_stay = |Znode { path, data }: &Znode| match (path_of.get(&path.last()), data) {
-        (Some(wanted), _) => *wanted == path,
-        // What says nothing is let be.
-        (None, None) => true,
-        (None, Some(data)) => {
-            let above = tree::parent(data.position).and_then(|above| path_at.get(&above));
-            is_sound(tree::size(depth), path, data)
-                && !path_at.contains_key(&data.position)
-                && above.is_none_or(|above| **above == path[..path.len() - 1])
+/// The paths of znodes that disagree with the table. One of a node that the table does not have stays while its position
+/// is free, and below the node that the table has above it.
+pub fn misplaced<'a>(depth: u32, table: &Wanted, found: &'a Found) -> Vec<&'a String> {
+    let path_of: HashMap<_, _> = table.iter().map(|(path, data)| (data.id, path)).collect();
+    let path_at: HashMap<_, _> = table.iter().map(|(path, data)| (data.position, path)).collect();
+    let may_stay = |path: &String, data: &Option<ZnodeData>| {
+        let (above, name) = path.rsplit_once('/').expect("it is below the tree's own");
+        match (tree::id_of(name).and_then(|id| path_of.get(&id)), data) {
+            (Some(wanted), _) => *wanted == path,
+            // What says nothing is let be.
+            (None, None) => true,
+            (None, Some(data)) => {
+                let wanted_above = tree::parent(data.position).and_then(|above| path_at.get(&above));
+                is_sound(tree::size(depth), path, data)
+                    && !path_at.contains_key(&data.position)
+                    && wanted_above.is_none_or(|wanted| *wanted == above)
+            }
         }
     };
-    znodes.iter().filter(|znode| !may_stay(znode)).collect()
+    found.iter().filter(|(path, data)| !may_stay(path, data)).map(|(path, _)| path).collect()
 }
 
 /// What the table says and no znode does. The run and URL of a node that has its place are its own to say:
 /// it may have started again since the table was looked at.
-pub fn unsaid<'a>(table: &'a [Wanted], znodes: &[Znode]) -> Vec<&'a Wanted> {
-    let said: HashMap<_, _> = znodes.iter().filter_map(|znode| Some((&znode.path, znode.data.as_ref()?))).collect();
-    let is_said = |Wanted { path, data }: &Wanted| {
-        said.get(path)
+pub fn unsaid<'a>(table: &'a Wanted, found: &Found) -> Vec<(&'a String, &'a ZnodeData)> {
+    let is_said = |path: &String, data: &ZnodeData| {
+        found
+            .get(path)
+            .and_then(Option::as_ref)
             .is_some_and(|said| (said.id, said.position) == (data.id, data.position) && said.run != UNKNOWN_RUN)
     };
-    table.iter().filter(|wanted| !is_said(wanted)).collect()
+    table.iter().filter(|(path, data)| !is_said(path, data)).collect()
 }
 
 /// The places of a tree of that shape, position and id, the root's own left out; or why they are not a child table, with
 /// each id and each position once. A znode that cannot be read counts for nothing.
-pub fn fit(shape: Shape, kept_shape: Option<Shape>, znodes: &[Znode]) -> Result<Vec<(u32, u32)>, String> {
+pub fn fit(shape: Shape, kept_shape: Option<Shape>, found: &Found) -> Result<Vec<(u32, u32)>, String> {
     if let Some(kept) = kept_shape.filter(|kept| *kept != shape) {
         return Err(format!("its depth is {} and its root is {}", kept.depth, tree::name(kept.root_id)));
     }
     let size = tree::size(shape.depth);
     let (mut id_at, mut position_of) = (BTreeMap::from([(0, shape.root_id)]), HashMap::from([(shape.root_id, 0)]));
-    for Znode { path, data } in znodes {
+    for (path, data) in found {
         let Some(data @ ZnodeData { id, position, .. }) = data else { continue };
         if !is_sound(size, path, data) {
-            return Err(format!("{} has id {id} and position {position}, of {size}", full_path(path)));
+            return Err(format!("{path} has id {id} and position {position}, of {size}"));
         }
         if id_at.entry(*position).or_insert(*id) != id || position_of.entry(*id).or_insert(*position) != position {
-            return Err(format!("{} has id {id} and position {position}, and another, too", full_path(path)));
+            return Err(format!("{path} has id {id} and position {position}, and another, too"));
         }
     }
     id_at.remove(&0);

@@ -10,22 +10,26 @@ fn from_json<T: for<'a> Deserialize<'a>>(data: &[u8]) -> Option<T> {
     messages::from_json(data).ok()
 }
 
-fn path(text: &str) -> Vec<String> {
+fn path(text: &str) -> String {
+    full_path(&names(text))
+}
+
+fn names(text: &str) -> Vec<String> {
     text.split('/').map(|id| format!("NODE-{id}")).collect()
 }
 
-fn znode(ids: &str, id: u32, position: u32) -> Znode {
+fn znode(ids: &str, id: u32, position: u32) -> (String, Option<ZnodeData>) {
     let data = ZnodeData { id, url: format!("http://h:{id}"), run: u64::from(id) * 100, position };
-    Znode { path: path(ids), data: Some(data) }
+    (path(ids), Some(data))
 }
 
-fn tree() -> Vec<Znode> {
+fn tree() -> Found {
     [("1", 1, 0), ("1/2", 2, 1), ("1/2/4", 4, 3), ("1/2/5", 5, 4), ("1/3", 3, 2), ("1/3/6", 6, 5), ("1/3/7", 7, 6)]
         .map(|(ids, id, position)| znode(ids, id, position))
         .into()
 }
 
-fn table(places: &[(u32, u32)]) -> Vec<Wanted> {
+fn table(places: &[(u32, u32)]) -> Wanted {
     let process = Process { run: 9, url: String::new(), heard: Instant::now() };
     let member = |id| Member { id, process: Some(process.clone()) };
     let mut table = ChildTable::new(3, member(1));
@@ -37,11 +41,9 @@ fn table(places: &[(u32, u32)]) -> Vec<Wanted> {
 
 #[test]
 fn a_node_wants_its_own_znode_and_those_above() {
-    let mut place = Place { position: 3, path: Some(path("1/2/4")), ancestors: vec![], children: vec![] };
+    let mut place = Place { position: 3, path: Some(names("1/2/4")), ancestors: vec![], children: vec![] };
     let znodes = wanted(&place, 4, "http://h:4", 44).unwrap();
-    let text = |wanted: &Wanted| {
-        format!("{} {}", full_path(&wanted.path), String::from_utf8_lossy(&messages::to_json(&wanted.data)))
-    };
+    let text = |(path, data)| format!("{path} {}", String::from_utf8_lossy(&messages::to_json(data)));
     assert_eq!(
         znodes.iter().map(text).collect::<Vec<_>>(),
         [
@@ -73,25 +75,23 @@ fn what_disagrees_with_the_table_is_misplaced() {
         // NODE-7 has the place that NODE-4 had.
         (&[(2, 1), (7, 3)], None, &["1/2/4", "1/3/7"]),
     ] {
-        let znodes: Vec<_> = tree().into_iter().chain(extra).collect();
-        let found = misplaced(3, &table(table_of), &znodes);
+        let znodes = tree().into_iter().chain(extra).collect();
         let expected: Vec<_> = expected.iter().map(|ids| path(ids)).collect();
-        assert_eq!(found.iter().map(|znode| znode.path.clone()).collect::<Vec<_>>(), expected);
+        assert_eq!(misplaced(3, &table(table_of), &znodes), expected.iter().collect::<Vec<_>>());
     }
-    let unreadable = Znode { path: path("1/9"), data: None };
-    assert_eq!(misplaced(3, &table(&right), &[unreadable]).len(), 0);
+    let unreadable = [(path("1/9"), None)].into();
+    assert_eq!(misplaced(3, &table(&right), &unreadable).len(), 0);
 }
 
 #[test]
 fn the_root_says_what_nobody_else_does() {
     let right = [(2, 1), (3, 2), (4, 3), (5, 4), (6, 5), (7, 6)];
     let mut znodes = tree();
-    znodes[1] = znode("1/2", 2, 2);
-    znodes[2].data = None;
-    znodes[3].data = from_json(br#"{"id":5,"url":"http://h:5","run":0,"position":4}"#);
-    znodes.remove(6);
+    znodes.extend([znode("1/2", 2, 2), (path("1/2/4"), None)]);
+    znodes.insert(path("1/2/5"), from_json(br#"{"id":5,"url":"http://h:5","run":0,"position":4}"#));
+    znodes.remove(&path("1/3/7"));
     let table = table(&right);
-    let unsaid: Vec<_> = unsaid(&table, &znodes).iter().map(|wanted| wanted.path.clone()).collect();
+    let unsaid: Vec<_> = unsaid(&table, &znodes).iter().map(|(path, _)| (*path).clone()).collect();
     assert_eq!(unsaid, ["1/2", "1/2/4", "1/2/5", "1/3/7"].map(path), "all other runs differ");
 }
 
@@ -101,7 +101,7 @@ const SHAPE: Shape = Shape { depth: 3, root_id: 1 };
 fn a_tree_that_fits_becomes_the_child_table() {
     let places = [(1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 7)];
     assert_eq!(fit(SHAPE, from_json(br#"{"depth":3,"root_id":1}"#), &tree()), Ok(places.into()));
-    assert_eq!(fit(SHAPE, None, &[]), Ok(vec![]), "none is one that fits");
+    assert_eq!(fit(SHAPE, None, &Found::new()), Ok(vec![]), "none is one that fits");
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn what_cannot_be_read_is_left_out() {
     }
     assert_eq!(from_json::<Shape>(b"no shape either"), None);
     let mut znodes = tree();
-    znodes[1].data = None;
+    znodes.insert(path("1/2"), None);
     let places = [(2, 3), (3, 4), (4, 5), (5, 6), (6, 7)];
     assert_eq!(fit(SHAPE, None, &znodes), Ok(places.into()), "those below it count");
 }
@@ -135,7 +135,7 @@ fn a_tree_that_does_not_fit_is_refused_with_the_reason() {
         (None, Some(znode("1/3/4", 4, 5)), "NODE-1/NODE-3/NODE-4 has id 4 and position 5, and another, too"),
     ] {
         let cause = if extra.is_some() { format!("/tree-cache/tree/{cause}") } else { cause.to_owned() };
-        let znodes: Vec<_> = tree().into_iter().chain(extra).collect();
+        let znodes = tree().into_iter().chain(extra).collect();
         assert_eq!(fit(SHAPE, kept, &znodes), Err(cause));
     }
 }
