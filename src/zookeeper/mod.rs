@@ -49,19 +49,18 @@ const LAST_PAUSE: Duration = Duration::from_secs(4);
 /// How long a starting root waits until a former root's session is over: its life, and what ZooKeeper's ticks add.
 const RIVAL_LIMIT: Duration = SESSION_LIFE.saturating_add(Duration::from_secs(3));
 
-/// Places below the root, position and id; or another root.
-type Recovered = Result<Vec<(u32, u32)>, Rival>;
-
 /// What a session's thread tells the one that listens to it.
-enum Report<T> {
+enum Report {
     /// ZooKeeper answered a call.
     Answered,
-    /// How this node's znodes stand: all are there, at that server, or something is missing.
+    /// How this node's znodes stand: all are there, at that server, or what they lack.
     Looked(Result<SocketAddr, String>),
-    /// A starting root waits for the end of another's session, as it says.
-    Waiting(String),
-    /// The session is over: what its work has come to, or what ended it.
-    Ended(Result<T, String>),
+    /// The places below the root, position and id, that a starting root asks for.
+    Found(Vec<(u32, u32)>),
+    /// Another root lives, as it says, and this one must end.
+    Rival(String),
+    /// The session is over, for that reason.
+    Lost(String),
 }
 
 // -- who listens -------------------------------------------------------------------------------
@@ -72,8 +71,7 @@ pub fn keep_registered(node: &Arc<Node>) -> Result<(), String> {
     let mut servers = node.config.zookeeper.clone();
     let mut pause = FIRST_PAUSE;
     while !servers.is_empty() {
-        let there = Arc::clone(node);
-        let reports = start_session(&servers, move |session, reports| register(&there, session, reports));
+        let reports = start_session(node, &servers);
         let cause = listen(node, &reports, &mut pause)?;
         // A session that was given up on reports to nobody from here on, and so ends when it can.
         drop(reports);
@@ -88,19 +86,19 @@ pub fn keep_registered(node: &Arc<Node>) -> Result<(), String> {
 
 /// Listens until the session ends, or is silent for longer than it can live; returns why. The error is what this root
 /// must end with.
-fn listen(node: &Node, reports: &Receiver<Report<Rival>>, pause: &mut Duration) -> Result<String, String> {
+fn listen(node: &Node, reports: &Receiver<Report>, pause: &mut Duration) -> Result<String, String> {
     let mut last_report = Instant::now();
     loop {
         match reports.recv_timeout(LOOK_PAUSE + CALL_LIMIT) {
-            Ok(Report::Answered | Report::Waiting(_)) => {}
+            Ok(Report::Answered | Report::Found(_)) => {}
             Ok(Report::Looked(found)) => {
                 if found.is_ok() {
                     *pause = FIRST_PAUSE;
                 }
                 note(node, found);
             }
-            Ok(Report::Ended(Err(cause))) => return Ok(cause),
-            Ok(Report::Ended(Ok(rival))) => return Err(rival.text()),
+            Ok(Report::Rival(text)) => return Err(text),
+            Ok(Report::Lost(cause)) => return Ok(cause),
             Err(RecvTimeoutError::Disconnected) => return Ok("the client panicked".to_owned()),
             Err(RecvTimeoutError::Timeout) => {
                 let cause = format!("no answer within {} s", CALL_LIMIT.as_secs());
@@ -133,20 +131,21 @@ pub fn find_tree(node: &Arc<Node>) -> Result<Vec<(u32, u32)>, String> {
     let mut servers = node.config.zookeeper.clone();
     let mut cause = format!("no answer within {} s", RECOVERY_LIMIT.as_secs());
     while !servers.is_empty() {
-        let there = Arc::clone(node);
-        let reports = start_session(&servers, move |session, reports| recover(&there, session, started, reports));
+        let reports = start_session(node, &servers);
         while let Ok(report) = reports.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             match report {
-                Report::Ended(Ok(former)) => return former.map_err(|rival| rival.text()),
-                Report::Ended(Err(ended)) => cause = ended,
-                Report::Waiting(text) => {
-                    deadline = (Instant::now() + RECOVERY_LIMIT).min(started + RIVAL_LIMIT + RECOVERY_LIMIT);
+                Report::Answered | Report::Looked(Ok(_)) => {}
+                Report::Found(places) => return Ok(places),
+                Report::Rival(text) => return Err(text),
+                Report::Looked(Err(text)) if started.elapsed() > RIVAL_LIMIT => return Err(text),
+                Report::Looked(Err(text)) => {
+                    deadline = Instant::now() + RECOVERY_LIMIT;
                     if text != cause {
-                        log::info!("{text}");
+                        log::info!("waiting for the end of a session: {text}");
                         cause = text;
                     }
                 }
-                Report::Answered | Report::Looked(_) => {}
+                Report::Lost(lost) => cause = lost,
             }
         }
         if Instant::now() + FIRST_PAUSE >= deadline {
@@ -165,37 +164,39 @@ fn shape(config: &Config) -> Shape {
 
 // -- a session's thread ------------------------------------------------------------------------
 
-/// Starts a thread that connects and does its `work`.
-fn start_session<T: Send + 'static>(
-    servers: &[String],
-    work: impl FnOnce(&Session, &Sender<Report<T>>) -> ZkResult<T> + Send + 'static,
-) -> Receiver<Report<T>> {
+/// Starts a thread that connects and looks after this node's znodes.
+fn start_session(node: &Arc<Node>, servers: &[String]) -> Receiver<Report> {
     let (reports, receiver) = mpsc::channel();
-    let (servers, sender) = (servers.to_vec(), reports.clone());
+    let (node, servers, sender) = (Arc::clone(node), servers.to_vec(), reports.clone());
     let session = move || {
         let answers = sender.clone();
         let connected = Session::connect(&servers, move || answers.send(Report::Answered).is_ok());
-        let done = connected
-            .and_then(|session| work(&session, &sender).map_err(|cause| format!("{}: {cause:?}", session.address)));
+        let ended = connected.and_then(|session| {
+            look_after(&node, &session, &sender).map_err(|cause| format!("{}: {cause:?}", session.address))
+        });
         // Nobody listens to a session that was given up on.
-        let _ = sender.send(Report::Ended(done));
+        let _ = sender.send(ended.unwrap_or_else(Report::Lost));
     };
     if let Err(error) = thread::Builder::new().name("zookeeper".to_owned()).spawn(session) {
-        let _ = reports.send(Report::Ended(Err(format!("could not start a thread: {error}"))));
+        let _ = reports.send(Report::Lost(format!("could not start a thread: {error}")));
     }
     receiver
 }
 
-/// Looks after this node's znodes until the session is over, or another root is known to live.
-fn register(node: &Node, session: &Session, reports: &Sender<Report<Rival>>) -> ZkResult<Rival> {
+/// Looks after this node's znodes until the session is over, or another root is known to live. A root that has no table
+/// yet is first told what is there.
+fn look_after(node: &Node, session: &Session, reports: &Sender<Report>) -> ZkResult<Report> {
     let mut live_owner = None;
     let mut mirrored = Vec::new();
     loop {
         let looked = match find_rival(session, node)? {
-            Some(rival) if rival.answers => return Ok(rival),
+            Some((text, true)) => return Ok(Report::Rival(text)),
             // It may only be cut off from us.
-            Some(rival) => Ok(Err(rival.text())),
-            None => hold_znodes(session, node, &mut live_owner, &mut mirrored),
+            Some((text, false)) => Ok(Err(text)),
+            None if !node.is_joined() => return recover(node, session).map(Report::Found),
+            None => hold_live(session, node, &mut live_owner)
+                .and_then(|()| mirror_table(session, node, &mut mirrored))
+                .and_then(|()| hold_place(session, node)),
         };
         let found = match looked {
             Ok(held) => held.map(|()| session.address),
@@ -213,43 +214,19 @@ fn register(node: &Node, session: &Session, reports: &Sender<Report<Rival>>) -> 
     }
 }
 
-/// Another process that has the live znode of this root.
-struct Rival {
-    url: String,
-    /// Whether it lives and is a root.
-    answers: bool,
-}
-
-impl Rival {
-    fn text(&self) -> String {
-        format!("another root of this tree is registered in ZooKeeper, at {}", self.url)
-    }
-}
-
-/// Finds a process of this tree that has the live znode of this root at another URL. One at our own is our former self.
-fn find_rival(session: &Session, node: &Node) -> ZkResult<Option<Rival>> {
+/// Finds a process of this tree that has the live znode of this root at another URL, and whether it lives and is a root.
+/// One at our own is our former self.
+fn find_rival(session: &Session, node: &Node) -> ZkResult<Option<(String, bool)>> {
     let (name, token) = (&node.myself.name, node.config.token.as_deref());
     let data = if node.config.is_root() { session.data(&live_path(name))? } else { None };
     let live = data.and_then(|data| messages::from_json::<Live>(&data).ok());
-    let is_rival = |live: &Live| live.run != node.myself.run && live.url != node.myself.url;
-    let rival = live.filter(|live| is_rival(live) && live.is_proven(name, token)).map(|Live { url, run, .. }| {
+    let is_other = |live: &Live| live.run != node.myself.run && live.url != node.myself.url;
+    let rival = live.filter(|live| is_other(live) && live.is_proven(name, token)).map(|Live { url, run, .. }| {
         let identity = node.client.ask_identity(&url, ASK_LIMIT);
-        let answers = identity.is_ok_and(|identity| identity.run == run && identity.is_root() && identity.joined);
-        Rival { url, answers }
+        let lives = identity.is_ok_and(|identity| identity.run == run && identity.is_root() && identity.joined);
+        (format!("another root of this tree is registered in ZooKeeper, at {url}"), lives)
     });
     Ok(rival)
-}
-
-/// Makes this node's znodes say what they should; the text says what is missing.
-fn hold_znodes(
-    session: &Session,
-    node: &Node,
-    live_owner: &mut Option<i64>,
-    mirrored: &mut Vec<(u32, Option<u64>)>,
-) -> ZkResult<Result<(), String>> {
-    hold_live(session, node, live_owner)?;
-    mirror_table(session, node, mirrored)?;
-    hold_place(session, node)
 }
 
 fn live_path(name: &str) -> String {
@@ -318,36 +295,22 @@ fn mirror_table(session: &Session, node: &Node, mirrored: &mut Vec<(u32, Option<
     Ok(())
 }
 
-/// Reads the tree that a former run of this root had, once that run is gone; or names the one that is not. A tree that
-/// does not fit is deleted.
-fn recover(
-    node: &Node,
-    session: &Session,
-    started: Instant,
-    reports: &Sender<Report<Recovered>>,
-) -> ZkResult<Recovered> {
-    while let Some(rival) = find_rival(session, node)? {
-        if rival.answers || started.elapsed() > RIVAL_LIMIT {
-            return Ok(Err(rival));
-        }
-        let _ = reports.send(Report::Waiting(format!("waiting for the end of a session: {}", rival.text())));
-        thread::sleep(LOOK_PAUSE);
-    }
-    let shape = shape(&node.config);
-    let Some(kept_shape) = session.data(TREE)? else { return Ok(Ok(Vec::new())) };
+/// Reads the tree that a former run of this root had. One that does not fit is deleted.
+fn recover(node: &Node, session: &Session) -> ZkResult<Vec<(u32, u32)>> {
+    let Some(kept_shape) = session.data(TREE)? else { return Ok(Vec::new()) };
     let found = session.read_tree()?;
-    Ok(Ok(match znodes::fit(shape, messages::from_json(&kept_shape).ok(), &found) {
+    match znodes::fit(shape(&node.config), messages::from_json(&kept_shape).ok(), &found) {
         Ok(places) => {
             for (path, _) in found.iter().filter(|(_, data)| data.is_none()) {
                 log::warn!("ignoring {path} in ZooKeeper: its data cannot be read");
             }
             log::info!("took {} places below the root from ZooKeeper's tree", places.len());
-            places
+            Ok(places)
         }
         Err(cause) => {
             log::warn!("deleting ZooKeeper's tree, which does not fit: {cause}");
             session.delete_whole(TREE)?;
-            Vec::new()
+            Ok(Vec::new())
         }
-    }))
+    }
 }
