@@ -83,13 +83,9 @@ fn run() -> Result<(), String> {
     server::serve(listener, max_value_bytes, Box::new(handler), report)
         .map_err(|error| format!("could not serve {address}: {error}"))?;
 
-    let swept = Arc::clone(&node);
-    start_thread("sweep", move || swept.keep_swept())?;
-    start_thread("join", move || {
-        if let Err(error) = take_part(&node, &fatal) {
-            drop(fatal.send(error));
-        }
-    })?;
+    let (swept, fail) = (Arc::clone(&node), fatal.clone());
+    start_thread("sweep", &fatal, move || swept.keep_swept())?;
+    start_thread("join", &fatal, move || take_part(&node, &fail))?;
     Err(ended.recv().expect("the server never lets go of its sender"))
 }
 
@@ -101,26 +97,26 @@ fn take_part(node: &Arc<Node>, fatal: &mpsc::Sender<String>) -> Result<(), Strin
         let places = crate::zookeeper::find_tree(node)?;
         node.take_table(places, lease);
         if let Some(durable) = durable {
-            let (committing, fail) = (Arc::clone(node), fatal.clone());
-            start_thread("commit", move || {
-                let Err(error) = durable::keep_committing(&committing, &durable);
-                drop(fail.send(error));
-            })?;
+            let committing = Arc::clone(node);
+            start_thread("commit", fatal, move || durable::keep_committing(&committing, &durable))?;
         }
     }
     join::join_root(node)?;
     // Whoever started us may have stopped reading.
     let _ = writeln!(std::io::stdout(), "{} listening on http://{}", node.myself.name, node.address);
-    let (registered, fail) = (Arc::clone(node), fatal.clone());
-    start_thread("registry", move || {
-        if let Err(error) = crate::zookeeper::keep_registered(&registered) {
-            drop(fail.send(error));
-        }
-    })?;
+    let registered = Arc::clone(node);
+    start_thread("registry", fatal, move || crate::zookeeper::keep_registered(&registered))?;
     join::keep_joined(node)
 }
 
-fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
+/// Starts a thread. An error in which its work ends is one for the whole program.
+fn start_thread(
+    name: &str,
+    fatal: &mpsc::Sender<String>,
+    work: impl FnOnce() -> Result<(), String> + Send + 'static,
+) -> Result<(), String> {
+    let fail = fatal.clone();
+    let work = move || work().unwrap_or_else(|error| drop(fail.send(error)));
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
     thread.map(drop).map_err(|error| format!("could not start the thread {name:?}: {error}"))
 }

@@ -7,7 +7,6 @@
 //! Invariants: one process at a time uses the folder. A file that is there is whole: it gets its name last.
 //! Left out: what is committed and when it is put in place (`cache/writes.rs`).
 
-use std::convert::Infallible;
 use std::error::Error;
 use std::fmt::Display;
 use std::fs::{self, File, TryLockError};
@@ -67,41 +66,31 @@ pub fn take_over(node: &Node) -> Result<(Option<Durable>, Duration), String> {
 
 /// Commits what is decided, for ever. Not before the root waits for its former selves: what is outstanding would be
 /// noted as over.
-pub fn keep_committing(node: &Node, durable: &Durable) -> Result<Infallible, String> {
+pub fn keep_committing(node: &Node, durable: &Durable) -> Result<(), String> {
     node.committer.get_or_init(thread::current);
-    let folder = node.config.data_dir.as_ref().expect("it was opened");
-    node.commit_on(durable)
-        .map_err(|cause| refuse(folder, &format!("could not commit, so what is there is unknown: {cause}")))
+    loop {
+        let now = Instant::now();
+        let batch = {
+            let mut store = node.store();
+            store.sweep(now);
+            store.take_batch(now)
+        };
+        let Some(batch) = batch else {
+            thread::park_timeout(COMMIT_PAUSE);
+            continue;
+        };
+        durable.commit(&batch).map_err(|cause| {
+            let folder = node.config.data_dir.as_ref().expect("it was opened");
+            refuse(folder, &format!("could not commit, so what is there is unknown: {cause}"))
+        })?;
+        node.metrics.commits.count();
+        let woken = node.store().end_batch(batch);
+        woken.iter().for_each(Thread::unpark);
+    }
 }
 
 fn refuse(folder: &Path, cause: &dyn Display) -> String {
     format!("DATA_DIR={:?}: {cause}", folder.display().to_string())
-}
-
-impl Node {
-    /// Whoever waits for what is not durable yet has it committed.
-    pub(super) fn wake_committer(&self) {
-        self.committer.get().into_iter().for_each(Thread::unpark);
-    }
-
-    fn commit_on(&self, durable: &Durable) -> Result<Infallible, redb::Error> {
-        loop {
-            let now = Instant::now();
-            let batch = {
-                let mut store = self.store();
-                store.sweep(now);
-                store.take_batch(now)
-            };
-            let Some(batch) = batch else {
-                thread::park_timeout(COMMIT_PAUSE);
-                continue;
-            };
-            durable.commit(&batch)?;
-            self.metrics.commits.count();
-            let woken = self.store().end_batch(batch);
-            woken.iter().for_each(Thread::unpark);
-        }
-    }
 }
 
 impl Durable {

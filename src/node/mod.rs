@@ -267,7 +267,7 @@ impl Node {
     }
 
     /// Drops what has ended, once a second, for ever.
-    pub fn keep_swept(&self) {
+    pub fn keep_swept(&self) -> ! {
         loop {
             thread::sleep(SWEEP_PAUSE);
             // The lock is free between two slices.
@@ -277,6 +277,11 @@ impl Node {
 
     fn store(&self) -> MutexGuard<'_, Store<Thread>> {
         lock(&self.store)
+    }
+
+    /// Whoever waits for what is not durable yet has it committed.
+    fn wake_committer(&self) {
+        self.committer.get().into_iter().for_each(Thread::unpark);
     }
 }
 
