@@ -182,22 +182,16 @@ impl<F: Fn(&'static str) -> Option<String>> Lookup<F> {
             (Some(token), None) if !is_token(&token) => Err(refuse("TREE_TOKEN", "…", allowed)),
             (token, None) => Ok(token),
             (Some(_), Some(file)) => Err(refuse("TREE_TOKEN_FILE", &file, "unset where TREE_TOKEN is set")),
-            (None, Some(file)) => match read_start(&file) {
-                Ok(text) => Some(text.trim_end().to_owned())
-                    .filter(is_token)
-                    .map(Some)
-                    .ok_or_else(|| refuse("TREE_TOKEN_FILE", &file, &format!("a file with {allowed}"))),
-                Err(error) => Err(refuse("TREE_TOKEN_FILE", &file, &format!("a file that can be read: {error}"))),
-            },
+            (None, Some(file)) => {
+                let refused = |allowed: String| refuse("TREE_TOKEN_FILE", &file, &allowed);
+                // A token is short, and some files have no end.
+                let text = File::open(&file).and_then(|file| io::read_to_string(file.take(4096)));
+                let text = text.map_err(|error| refused(format!("a file that can be read: {error}")))?;
+                let token = Some(text.trim_end().to_owned()).filter(is_token);
+                token.map(Some).ok_or_else(|| refused(format!("a file with {allowed}")))
+            }
         }
     }
-}
-
-/// A token is short, and some files have no end.
-fn read_start(file: &str) -> io::Result<String> {
-    let mut text = String::new();
-    File::open(file)?.take(4096).read_to_string(&mut text)?;
-    Ok(text)
 }
 
 fn refuse(variable: &str, value: &str, allowed: &str) -> String {
@@ -205,7 +199,11 @@ fn refuse(variable: &str, value: &str, allowed: &str) -> String {
 }
 
 fn servers(text: &str) -> Option<Vec<String>> {
-    text.split(',').map(|server| is_server(server).then(|| server.to_owned())).collect()
+    let read = |server: &str| {
+        let (url, authority) = (format!("http://{server}"), Authority::from_str(server).ok()?);
+        (authority.port().is_some() && base_url(&url)? == url).then(|| server.to_owned())
+    };
+    text.split(',').map(read).collect()
 }
 
 fn hosts(text: &str) -> Option<Vec<String>> {
@@ -229,26 +227,17 @@ pub fn host_of(text: &str) -> Option<String> {
 pub fn base_url(text: &str) -> Option<String> {
     let uri = Uri::from_str(text).ok()?;
     let authority = uri.authority()?;
+    // Digits only, and a port that one can connect to.
+    let has_port = authority
+        .port()
+        .is_some_and(|port| port.as_str().bytes().all(|byte| byte.is_ascii_digit()) && port.as_u16() > 0);
     let plain = uri.scheme_str() == Some("http")
         && matches!(uri.path(), "" | "/")
         && uri.query().is_none()
-        && (authority.as_str() == authority.host() || has_port(authority))
+        && (authority.as_str() == authority.host() || has_port)
         && !authority.host().is_empty()
         && !authority.as_str().contains('@');
     plain.then(|| format!("http://{authority}"))
-}
-
-/// Whether `text` is a plain `host:port`.
-fn is_server(text: &str) -> bool {
-    let uri = Uri::from_str(&format!("http://{text}")).ok();
-    uri.as_ref().and_then(Uri::authority).is_some_and(|authority| {
-        authority.as_str() == text && !authority.host().is_empty() && has_port(authority) && !text.contains('@')
-    })
-}
-
-/// Whether it ends with a port, of digits only, that one can connect to.
-fn has_port(authority: &Authority) -> bool {
-    authority.port().is_some_and(|port| port.as_str().bytes().all(|byte| byte.is_ascii_digit()) && port.as_u16() > 0)
 }
 
 #[cfg(test)]
