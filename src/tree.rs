@@ -116,14 +116,6 @@ pub struct Process {
     pub heard: Instant,
 }
 
-impl Member {
-    /// The node's name and URL, once it has joined.
-    fn node_ref(&self) -> Option<NodeRef> {
-        let process = self.process.as_ref()?;
-        Some(NodeRef { name: name(self.id), url: process.url.clone(), run: process.run })
-    }
-}
-
 /// The root's record of which node has which position.
 #[derive(Debug)]
 pub struct ChildTable {
@@ -157,7 +149,7 @@ impl ChildTable {
         let free = |position: &u32| *position < size(self.depth) && !self.members.contains_key(position);
         let known = self.position_of.get(&member.id).copied();
         let position = known
-            .or_else(|| stated.filter(free))
+            .or(stated.filter(free))
             .or_else(|| (0..size(self.depth)).find(free))
             .expect("there are as many positions as ids");
         self.position_of.insert(member.id, position);
@@ -195,16 +187,15 @@ impl ChildTable {
     /// What the node at a position is told of its place.
     pub fn place(&self, position: u32) -> Place {
         let known = |position: u32| self.members.get(&position).map(|member| name(member.id));
-        let joined = |position: u32| self.members.get(&position).and_then(Member::node_ref);
-        let mut path: Option<Vec<_>> = ancestors(position).map(known).collect();
-        if let Some(names) = &mut path {
-            names.reverse();
-            names.extend(known(position));
-        }
+        let joined = |position: u32| {
+            let Member { id, process } = self.members.get(&position)?;
+            process.as_ref().map(|Process { url, run, .. }| NodeRef { name: name(*id), url: url.clone(), run: *run })
+        };
+        let above: Vec<u32> = ancestors(position).collect();
         Place {
             position,
-            path,
-            ancestors: ancestors(position).filter_map(joined).collect(),
+            path: above.iter().rev().chain([&position]).map(|position| known(*position)).collect(),
+            ancestors: above.into_iter().filter_map(joined).collect(),
             children: [2 * position + 1, 2 * position + 2].into_iter().filter_map(joined).collect(),
         }
     }
