@@ -80,7 +80,9 @@ pub fn join_root(node: &Node) -> Result<(), String> {
         let cause = match try_join(node) {
             Ok(()) => break,
             // Who is not the root may be soon.
-            Err(cause @ CallError::Refused { status: 400..=420 | 422..=499, .. }) => return Err(refusal(node, &cause)),
+            Err(CallError::Refused { status: status @ (400..=420 | 422..=499), detail }) => {
+                return Err(refused(node, status, &detail));
+            }
             Err(cause) => cause,
         };
         let waiting = format!("no place from the root at {}: {cause}", node.config.root_url);
@@ -114,7 +116,7 @@ pub fn keep_joined(node: &Node) -> Result<(), String> {
         match try_join(node) {
             // Another process has the place. What else is refused may be a mistake in the root's start, or a
             // stranger on its port: no reason to lose the node as well.
-            Err(cause @ CallError::Refused { status: 409, .. }) => return Err(refusal(node, &cause)),
+            Err(CallError::Refused { status: 409, detail }) => return Err(refused(node, 409, &detail)),
             Err(cause) if !lost => {
                 log::warn!("no place from the root at {} any more: {cause}", node.config.root_url);
                 lost = true;
@@ -144,12 +146,8 @@ fn try_join(node: &Node) -> Result<(), CallError> {
     Ok(())
 }
 
-fn refusal(node: &Node, cause: &CallError) -> String {
-    let cause = match cause {
-        CallError::Refused { status, detail } => format!("{detail} ({status})"),
-        cause => cause.to_string(),
-    };
-    format!("{} cannot join at {}: {cause}", node.myself.name, node.config.root_url)
+fn refused(node: &Node, status: u16, detail: &str) -> String {
+    format!("{} cannot join at {}: {detail} ({status})", node.myself.name, node.config.root_url)
 }
 
 // -- the root ----------------------------------------------------------------------------------
@@ -173,8 +171,12 @@ pub fn admit(node: &Node, join: JoinRequest) -> Result<JoinAnswer, Error> {
             // Rule 10: it had its place from another root, and may hold what that granted, at most an hour's lease.
             node.wait_for_leases(Duration::from_millis(join.holds_ms).min(LONGEST_LEASE));
         }
-        if let Some(former) = &known {
-            expect_gone(node, &join, former)?;
+        // A restarted node takes over its place, unless its former self still lives elsewhere.
+        if let Some(Process { url, run, .. }) = &known
+            && *url != join.url
+            && node.client.ask_identity(url, ASK_LIMIT).is_ok_and(|identity| identity.run == *run)
+        {
+            return Err(Kind::Conflict.error(format!("another {} is alive at {url}", tree::name(join.id))));
         }
         expect_reachable(node, &join)?;
     }
@@ -205,15 +207,6 @@ fn expect_reachable(node: &Node, join: &JoinRequest) -> Result<(), Error> {
     // Only the root's log says why: else whoever may join could have the root ask any URL, and would be told what
     // answers there.
     Err(Kind::ServiceUnavailable.error(format!("cannot reach you at {}", join.url)))
-}
-
-/// A restarted node takes over its place, unless its former self still lives elsewhere.
-fn expect_gone(node: &Node, join: &JoinRequest, former: &Process) -> Result<(), Error> {
-    let Process { url, run, .. } = former;
-    if *url != join.url && node.client.ask_identity(url, ASK_LIMIT).is_ok_and(|identity| identity.run == *run) {
-        return Err(Kind::Conflict.error(format!("another {} is alive at {url}", tree::name(join.id))));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
