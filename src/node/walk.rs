@@ -78,10 +78,8 @@ impl Node {
                     let now = Instant::now();
                     let (answer, waiting) = self.store().end_fetch(&reading, number, fetched.as_ref().ok(), now);
                     waiting.iter().for_each(Thread::unpark);
-                    return match answer {
-                        Some(answer) => Ok((answer, Source::Fetch)),
-                        None => Err(fetched.expect_err("what an ancestor answered is an answer")),
-                    };
+                    let failed = || fetched.expect_err("what an ancestor answered is an answer");
+                    return answer.map(|answer| (answer, Source::Fetch)).ok_or_else(failed);
                 }
                 Step::Wait if now >= deadline => return Err(no_answer(key, &[])),
                 Step::Wait => {
@@ -102,8 +100,8 @@ impl Node {
             // Rule 2: the copy's life begins here, before the fetch is sent.
             let asked_at = Instant::now();
             let left = deadline.saturating_duration_since(asked_at);
-            let limit = if is_root { left } else { left / 2 };
-            let wait = if is_root { left } else { limit.saturating_sub(ANSWER_TIME) };
+            let half = left / 2;
+            let (limit, wait) = if is_root { (left, left) } else { (half, half.saturating_sub(ANSWER_TIME)) };
             if wait < ANSWER_TIME || (!is_root && (above_asked || self.is_passed_over(&ancestor.url, asked_at))) {
                 continue;
             }
@@ -235,7 +233,9 @@ impl Node {
             let until = Duration::from_millis(joined.root_ms) + (joined.heard.elapsed() + limit) * 10 / 11;
             call.say_passed_on(PassedOn { to: joined.root_run, until_ms: whole_ms(until) });
             let sent = Sent { call: &call, body, conditions, via: Some(&self.myself.name) };
-            let cause = match self.send_to_root(&sent, limit, Some(joined.root_run), WRITE_ANSWERS) {
+            // Nobody else may answer (rule 8).
+            let is_answer = |reply: &Reply| reply.run == Some(joined.root_run) && WRITE_ANSWERS.contains(&reply.status);
+            let cause = match self.send_to_root(&sent, limit, is_answer) {
                 Ok(reply) => return Ok(reply),
                 Err(CallError::Refused { status: 409, .. }) if !is_again => {
                     (joins_first, is_again) = (true, true);
@@ -253,23 +253,19 @@ impl Node {
     /// Asks the root for the tree, for a client.
     pub fn ask_for_tree(&self) -> Result<Reply, Error> {
         let sent = Sent { via: Some(&self.myself.name), ..Sent::plain(&Call::Nodes) };
-        let answer = self.send_to_root(&sent, NODES_LIMIT, None, &[200, 503]);
+        let answer = self.send_to_root(&sent, NODES_LIMIT, |reply| matches!(reply.status, 200 | 503));
         answer.map_err(|cause| self.not_passed_on(sent.call, &cause, ""))
     }
 
-    /// What the root says, if it is one of these `answers`. Where only a certain run is to answer, nobody else does
-    /// (rule 8).
     fn send_to_root(
         &self,
         sent: &Sent,
         limit: Duration,
-        run: Option<u64>,
-        answers: &[u16],
+        is_answer: impl Fn(&Reply) -> bool,
     ) -> Result<Reply, CallError> {
         self.metrics.forwarded.count();
         let reply = self.client.send(&self.config.root_url, sent, limit)?;
-        let is_answer = answers.contains(&reply.status) && (run.is_none() || reply.run == run);
-        if is_answer { Ok(reply) } else { Err(reply.refused()) }
+        if is_answer(&reply) { Ok(reply) } else { Err(reply.refused()) }
     }
 
     fn not_passed_on(&self, call: &Call, cause: &impl Display, outcome: &str) -> Error {
