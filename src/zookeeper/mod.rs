@@ -17,7 +17,7 @@ mod znodes;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -169,11 +169,8 @@ fn start_session(node: &Arc<Node>, servers: &[String]) -> Receiver<Report> {
     let (reports, receiver) = mpsc::channel();
     let (node, servers, sender) = (Arc::clone(node), servers.to_vec(), reports.clone());
     let session = move || {
-        let answers = sender.clone();
-        let connected = Session::connect(&servers, move || answers.send(Report::Answered).is_ok());
-        let ended = connected.and_then(|session| {
-            look_after(&node, &session, &sender).map_err(|cause| format!("{}: {cause:?}", session.address))
-        });
+        let ended = Session::connect(&servers, sender.clone())
+            .and_then(|session| look_after(&node, &session).map_err(|cause| format!("{}: {cause:?}", session.address)));
         // Nobody listens to a session that was given up on.
         let _ = sender.send(ended.unwrap_or_else(Report::Lost));
     };
@@ -185,7 +182,7 @@ fn start_session(node: &Arc<Node>, servers: &[String]) -> Receiver<Report> {
 
 /// Looks after this node's znodes until the session is over, or another root is known to live. A root that has no table
 /// yet is first told what is there.
-fn look_after(node: &Node, session: &Session, reports: &Sender<Report>) -> ZkResult<Report> {
+fn look_after(node: &Node, session: &Session) -> ZkResult<Report> {
     let mut live_owner = None;
     let mut mirrored = Vec::new();
     loop {
@@ -207,7 +204,7 @@ fn look_after(node: &Node, session: &Session, reports: &Sender<Report>) -> ZkRes
             }
             Err(cause) => return Err(cause),
         };
-        if reports.send(Report::Looked(found)).is_err() {
+        if session.reports.send(Report::Looked(found)).is_err() {
             return Err(ZkError::OperationTimeout);
         }
         thread::sleep(LOOK_PAUSE);

@@ -13,10 +13,12 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::panic::resume_unwind;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use zookeeper::{Acl, CreateMode, ZkError, ZkResult, ZkState, ZooKeeper};
 
+use super::Report;
 use super::znodes::{Found, TREE};
 use crate::protocol::messages;
 
@@ -39,13 +41,13 @@ pub struct Session {
     zookeeper: ZooKeeper,
     /// The server's.
     pub address: SocketAddr,
-    /// Told of every answer; says whether anybody still wants this session.
-    answered: Box<dyn Fn() -> bool + Send>,
+    /// Where every answer is told, as long as anybody wants this session.
+    pub reports: Sender<Report>,
 }
 
 impl Session {
     /// Connects to the first server that says that it serves; if none does, the text says why, for each.
-    pub fn connect(servers: &[String], answered: impl Fn() -> bool + Send + 'static) -> Result<Self, String> {
+    pub fn connect(servers: &[String], reports: Sender<Report>) -> Result<Self, String> {
         let address = find_server(servers)?;
         let zookeeper = ZooKeeper::connect(&address.to_string(), SESSION_LIFE, |_| {})
             .map_err(|cause| format!("{address}: {cause:?}"))?;
@@ -57,13 +59,13 @@ impl Session {
                 resume_unwind(Box::new("a client is used for one connection only"));
             }
         });
-        Ok(Self { zookeeper, address, answered: Box::new(answered) })
+        Ok(Self { zookeeper, address, reports })
     }
 
     /// Every call goes through here: so each answer is told, and a session that nobody wants any more stops.
     fn call<T>(&self, call: impl FnOnce(&ZooKeeper) -> ZkResult<T>) -> ZkResult<T> {
         let result = call(&self.zookeeper);
-        if (self.answered)() { result } else { Err(ZkError::OperationTimeout) }
+        if self.reports.send(Report::Answered).is_ok() { result } else { Err(ZkError::OperationTimeout) }
     }
 
     /// The session that holds an ephemeral znode, if there is that znode. Which is our own the client does not tell.
