@@ -18,6 +18,7 @@ mod zookeeper;
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -109,14 +110,19 @@ fn take_part(node: &Arc<Node>, fatal: &mpsc::Sender<String>) -> Result<(), Strin
     join::keep_joined(node)
 }
 
-/// Starts a thread. An error in which its work ends is one for the whole program.
+/// Starts a thread. An error in which its work ends is one for the whole program, and so is a panic: without this thread
+/// a node would live on that does half of its work.
 fn start_thread(
     name: &str,
     fatal: &mpsc::Sender<String>,
     work: impl FnOnce() -> Result<(), String> + Send + 'static,
 ) -> Result<(), String> {
     let fail = fatal.clone();
-    let work = move || work().unwrap_or_else(|error| drop(fail.send(error)));
+    let panicked = format!("the thread {name:?} panicked");
+    let work = move || {
+        let ended = catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(panicked));
+        ended.unwrap_or_else(|error| drop(fail.send(error)));
+    };
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
     thread.map(drop).map_err(|error| format!("could not start the thread {name:?}: {error}"))
 }

@@ -167,7 +167,7 @@ impl<W: Clone> Store<W> {
             return Ok(());
         }
         let mut ended = self.ends.iter().take_while(|(ends, _)| *ends <= now);
-        if self.mark.is_some() && ended.any(|(_, key)| !self.writers.have(key)) {
+        if self.mark.is_some() && ended.any(|(_, key)| !self.writers.contains_key(key)) {
             self.waiting.push(who.clone());
             return Err(Refusal::NotYet(None));
         }
