@@ -215,14 +215,18 @@ fn look_after(node: &Node, session: &Session) -> ZkResult<Report> {
 /// One at our own is our former self.
 fn find_rival(session: &Session, node: &Node) -> ZkResult<Option<(String, bool)>> {
     let (name, token) = (&node.myself.name, node.config.token.as_deref());
-    let data = if node.config.is_root() { session.data(&live_path(name))? } else { None };
-    let live = data.and_then(|data| messages::from_json::<Live>(&data).ok());
+    let path = live_path(name);
+    let Some(held_by) = node.config.is_root().then(|| session.owner(&path)).transpose()?.flatten() else {
+        return Ok(None);
+    };
+    let live = session.data(&path)?.and_then(|data| messages::from_json::<Live>(&data).ok());
     let is_other = |live: &Live| live.run != node.myself.run && live.url != node.myself.url;
-    let rival = live.filter(|live| is_other(live) && live.is_proven(name, token)).map(|Live { url, run, .. }| {
-        let identity = node.client.ask_identity(&url, ASK_LIMIT);
-        let lives = identity.is_ok_and(|identity| identity.run == run && identity.is_root() && identity.joined);
-        (format!("another root of this tree is registered in ZooKeeper, at {url}"), lives)
-    });
+    let rival =
+        live.filter(|live| is_other(live) && live.is_proven(name, held_by, token)).map(|Live { url, run, .. }| {
+            let identity = node.client.ask_identity(&url, ASK_LIMIT);
+            let lives = identity.is_ok_and(|identity| identity.run == run && identity.is_root() && identity.joined);
+            (format!("another root of this tree is registered in ZooKeeper, at {url}"), lives)
+        });
     Ok(rival)
 }
 
@@ -233,22 +237,23 @@ fn live_path(name: &str) -> String {
 /// Holds this node's live znode, and remembers by which session: the client does not tell its own.
 fn hold_live(session: &Session, node: &Node, owner: &mut Option<i64>) -> ZkResult<()> {
     let NodeRef { name, url, run } = &node.myself;
-    let data = messages::to_json(&Live::new(name, url, *run, node.config.token.as_deref()));
+    let data = |session| messages::to_json(&Live::new(name, url, *run, session, node.config.token.as_deref()));
     let path = live_path(name);
-    let held_by = session.owner(&path)?;
-    if held_by.is_some() && held_by == *owner {
-        return session.write(&path, &data);
+    if let Some(held_by) = session.owner(&path)?.filter(|held_by| Some(*held_by) == *owner) {
+        return session.write(&path, &data(held_by));
     }
     // A session of a former run, or one of ours that was lost: with it the znode would go.
     session.delete_whole(&path)?;
     session.create(ABOVE_ALL, b"", CreateMode::Persistent)?;
     session.create(LIVE, b"", CreateMode::Persistent)?;
-    session.create(&path, &data, CreateMode::Ephemeral)?;
-    if session.data(&path)?.as_ref() != Some(&data) {
+    // Which session that is only the znode tells.
+    session.create(&path, &data(0), CreateMode::Ephemeral)?;
+    let held_by = session.owner(&path)?.ok_or(ZkError::NoNode)?;
+    if session.data(&path)? != Some(data(0)) {
         return Err(ZkError::NodeExists);
     }
-    *owner = session.owner(&path)?;
-    Ok(())
+    *owner = Some(held_by);
+    session.write(&path, &data(held_by))
 }
 
 /// Makes this node's znode in the tree say what it should; the text says why it cannot yet.

@@ -19,8 +19,9 @@ use std::time::Duration;
 use zookeeper::{Acl, CreateMode, ZkError, ZkResult, ZkState, ZooKeeper};
 
 use super::Report;
-use super::znodes::{Found, TREE};
+use super::znodes::{self, Found, TREE};
 use crate::protocol::messages;
+use crate::tree;
 
 /// The life of a session without a word from us, and so of the live znode of a node that died. Six looks:
 /// short, for people look there for who is alive; but a busy machine must not seem dead, and a
@@ -33,8 +34,12 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// How long a server may take to say that it serves.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 
-/// How often the deletion of a subtree begins anew because somebody wrote into it.
-const DELETE_ATTEMPTS: u32 = 20;
+/// Steps of one deletion of a subtree, down and up: ZooKeeper takes no path of 500,000 names. Somebody who writes there all
+/// the time must not keep us for ever.
+const DELETE_STEPS: u32 = 1_000_000;
+
+/// The most that is read of a tree: twice as many as the deepest one has nodes.
+const MAX_ZNODES: usize = 2 << tree::MAX_DEPTH;
 
 /// One connection to one server.
 pub struct Session {
@@ -78,7 +83,7 @@ impl Session {
         self.call(|zk| zk.get_data(path, false)).map(|(data, _)| Some(data)).or_else(none_if_gone)
     }
 
-    /// All znodes of the tree.
+    /// All znodes of the tree that may be of use: a stranger may have made more, and deeper ones.
     pub fn read_tree(&self) -> ZkResult<Found> {
         let (mut found, mut unread) = (Found::new(), vec![TREE.to_owned()]);
         while let Some(above) = unread.pop() {
@@ -86,7 +91,9 @@ impl Session {
                 let path = format!("{above}/{name}");
                 let data = self.data(&path)?.unwrap_or_default();
                 found.insert(path.clone(), messages::from_json(&data).ok());
-                unread.push(path);
+                if znodes::level(&path) < tree::MAX_DEPTH && found.len() < MAX_ZNODES {
+                    unread.push(path);
+                }
             }
         }
         Ok(found)
@@ -114,15 +121,23 @@ impl Session {
         }
     }
 
-    /// Deletes a znode with all below it, even while somebody writes there.
+    /// Deletes a znode with all below it, even while somebody writes there. It goes down and up in a loop, since a stranger
+    /// may have made it deeper than a stack is.
     pub fn delete_whole(&self, path: &str) -> ZkResult<()> {
-        for _ in 0..DELETE_ATTEMPTS {
-            for name in self.call(|zk| zk.get_children(path, false)).or_else(none_if_gone)? {
-                self.delete_whole(&format!("{path}/{name}"))?;
-            }
-            match self.call(|zk| zk.delete(path, None)) {
-                Ok(()) | Err(ZkError::NoNode) => return Ok(()),
-                Err(ZkError::NotEmpty) => {}
+        let mut at = path.to_owned();
+        for _ in 0..DELETE_STEPS {
+            match self.call(|zk| zk.delete(&at, None)) {
+                Ok(()) | Err(ZkError::NoNode) if at == path => return Ok(()),
+                Ok(()) | Err(ZkError::NoNode) => at.truncate(at.rfind('/').expect("it is below another")),
+                Err(ZkError::NotEmpty) => {
+                    let above = at.clone();
+                    for name in self.call(|zk| zk.get_children(&above, false)).or_else(none_if_gone)? {
+                        let child = format!("{above}/{name}");
+                        if matches!(self.call(|zk| zk.delete(&child, None)), Err(ZkError::NotEmpty)) {
+                            at = child;
+                        }
+                    }
+                }
                 Err(cause) => return Err(cause),
             }
         }

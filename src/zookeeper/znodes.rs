@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use hmac_sha256::HMAC;
 use serde::{Deserialize, Serialize};
 
+use crate::config::base_url;
 use crate::tree::{self, ChildTable, Place};
 
 /// What both of these are below.
@@ -50,14 +51,16 @@ pub struct Live {
 }
 
 impl Live {
-    pub fn new(name: &str, url: &str, run: u64, token: Option<&str>) -> Self {
-        let proof = HMAC::mac(format!("live {name} {url} {run}"), token.unwrap_or_default());
+    /// What the node of that name says of itself in a znode that this `session` holds: what is copied into another's
+    /// proves nothing.
+    pub fn new(name: &str, url: &str, run: u64, session: i64, token: Option<&str>) -> Self {
+        let proof = HMAC::mac(format!("live {name} {url} {run} {session}"), token.unwrap_or_default());
         Self { url: url.to_owned(), run, proof }
     }
 
     /// Whether a node of that name and of this tree wrote it.
-    pub fn is_proven(&self, name: &str, token: Option<&str>) -> bool {
-        *self == Self::new(name, &self.url, self.run, token)
+    pub fn is_proven(&self, name: &str, session: i64, token: Option<&str>) -> bool {
+        *self == Self::new(name, &self.url, self.run, session, token) && base_url(&self.url).as_ref() == Some(&self.url)
     }
 }
 
@@ -101,13 +104,17 @@ pub fn wanted_of_table(table: &ChildTable) -> Wanted {
     wanted.collect()
 }
 
+/// How many names a path in the tree has.
+pub fn level(path: &str) -> u32 {
+    u32::try_from(path[TREE.len()..].matches('/').count()).unwrap_or(u32::MAX)
+}
+
 /// Whether a znode at that path may say that: its id and position are of a tree of that size, and the path is as long as
 /// the position is deep, and ends with its name.
 fn is_sound(size: u32, path: &str, ZnodeData { id, position, .. }: &ZnodeData) -> bool {
-    let names = path[TREE.len()..].matches('/').count();
     (1..=size).contains(id)
         && *position < size
-        && u32::try_from(names) == Ok(tree::level(*position))
+        && level(path) == tree::level(*position)
         && path.ends_with(&format!("/{}", tree::name(*id)))
 }
 

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::server::{Server, expect_lines, wait_for_standing};
+use zookeeper::{Acl, CreateMode, ZooKeeper};
+
+use super::server::{Server, expect_lines, standing, wait_for_standing};
 use crate::harness::{Env, Node, PROCESS_LIMIT, Process, poll_until};
 use crate::impostor::Impostor;
 
@@ -77,6 +79,16 @@ fn what_a_stranger_says_of_roots_is_neither_believed_nor_asked_nor_told() {
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     wait_for_standing(&[&root], "registered");
     root.write("k", "1");
+    // Nor what it has written itself, in a znode that another session holds, or none.
+    let told = server.ask(&["get /tree-cache/live/NODE-1"]);
+    let replay = told.lines().find(|line| line.starts_with('{')).expect("its data").to_owned();
+    root.kill();
+    server.ask(&["deleteall /tree-cache/live/NODE-1", &format!("create /tree-cache/live/NODE-1 {replay}")]);
+    let began = Instant::now();
+    let mut root = start_root(&server, &[]);
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    wait_for_standing(&[&root], "registered");
+    root.write("k", "1");
     // And while it runs: over its own znode, and in its place.
     for commands in [
         vec![format!("set /tree-cache/live/NODE-1 {}", planted(&nothing))],
@@ -93,4 +105,30 @@ fn what_a_stranger_says_of_roots_is_neither_believed_nor_asked_nor_told() {
     root.process.expect_alive();
     root.expect_value("k", "1");
     assert_eq!(impostor.heard(), [""; 0], "nobody ever asked it anything");
+}
+
+#[test]
+#[ignore = "needs ZooKeeper: run make test"]
+fn a_tree_that_is_deeper_than_any_costs_a_node_nothing() {
+    let server = Server::start();
+    let client = ZooKeeper::connect(&server.address(), Duration::from_secs(6), |_| {}).expect("it serves");
+    let create = |path: &str, data: &str| {
+        let acl = Acl::open_unsafe().clone();
+        client.create(path, data.as_bytes().to_vec(), acl, CreateMode::Persistent).expect("the one above is there");
+    };
+    create("/tree-cache", "");
+    create("/tree-cache/live", "");
+    create("/tree-cache/tree", r#"{"depth":3,"root_id":1}"#);
+    for (path, depth) in [("/tree-cache/live/NODE-1", 3000), ("/tree-cache/tree/NODE-1", 3000)] {
+        let mut path = path.to_owned();
+        for _ in 0..depth {
+            create(&path, "x");
+            path += "/x";
+        }
+    }
+    let root = start_root(&server, &[]);
+    // The live znode is its own, so what is below it goes, in several goes if it must be.
+    poll_until(Duration::from_mins(1), "it is registered", || standing(&root) == "registered");
+    assert!(root.process.most_memory_kb() < 60_000, "{}", root.process.most_memory_kb());
+    assert!(client.get_children("/tree-cache/live/NODE-1", false).is_ok_and(|children| children.is_empty()));
 }
