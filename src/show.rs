@@ -1,5 +1,6 @@
 //! `tree-cache show [URL]`: the tree as text, drawn from `GET /nodes`.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
@@ -28,21 +29,27 @@ pub fn show(url: Option<&str>) -> Result<(), String> {
 }
 
 fn draw(tree: &Listing) -> String {
-    let mut text = format!("{} of {} nodes, depth {}\n", tree.places.len(), tree.size, tree.depth);
-    draw_below(tree, 0, "", "", &mut text);
+    let nodes: BTreeMap<_, _> = tree.places.iter().map(|node| (node.position, node)).collect();
+    let last = nodes.range(..tree.size).next_back().map_or(0, |(position, _)| *position);
+    let mut text = format!("{} of {} nodes, depth {}\n", nodes.len(), tree.size, tree.depth);
+    draw_below(&nodes, (0, last), "", "", &mut text);
     text
 }
 
 /// Draws the node at a position behind `branch`, and those below it behind `indent`.
-fn draw_below(tree: &Listing, position: u32, branch: &str, indent: &str, text: &mut String) {
-    let node = tree.places.iter().find(|node| node.position == position);
-    let label = node.map_or_else(|| "(free)".to_owned(), label);
+fn draw_below(
+    nodes: &BTreeMap<u32, &ListedNode>,
+    (position, last): (u32, u32),
+    branch: &str,
+    indent: &str,
+    text: &mut String,
+) {
+    let label = nodes.get(&position).map_or_else(|| "(free)".to_owned(), |node| label(node));
     text.extend([branch, &label, "\n"]);
-    let last = tree.places.iter().map(|node| node.position).max().unwrap_or(0);
     let (left, right) = (2 * position + 1, 2 * position + 2);
-    if left < tree.size && left <= last {
-        draw_below(tree, left, &format!("{indent}├── "), &format!("{indent}│   "), text);
-        draw_below(tree, right, &format!("{indent}└── "), &format!("{indent}    "), text);
+    if left <= last {
+        draw_below(nodes, (left, last), &format!("{indent}├── "), &format!("{indent}│   "), text);
+        draw_below(nodes, (right, last), &format!("{indent}└── "), &format!("{indent}    "), text);
     }
 }
 
