@@ -102,7 +102,7 @@ impl Config {
             lease: Duration::from_secs_f64(lease),
             max_value_bytes: env.number("MAX_VALUE_BYTES", 1 << 20, (whole, 1, 1 << 30))?,
             max_store_bytes: env.number("MAX_STORE_BYTES", 256 << 20, (whole, 1, usize::MAX))?,
-            data_dir: env.get("DATA_DIR", "a folder", |folder| Some(folder.into()))?,
+            data_dir: env.get("DATA_DIR", "a folder, in UTF-8", folder)?,
             new_tree: env.get("NEW_TREE", "1, or unset", |text| Some(()).filter(|()| text == "1"))?.is_some(),
             zookeeper: env.get("ZOOKEEPER", "host:port[,host:port…]", servers)?.unwrap_or_default(),
             token: env.token()?,
@@ -204,6 +204,11 @@ fn servers(text: &str) -> Option<Vec<String>> {
         (authority.port().is_some() && base_url(&url)? == url).then(|| server.to_owned())
     };
     text.split(',').map(read).collect()
+}
+
+/// One whose name was no UTF-8 would be another.
+fn folder(text: &str) -> Option<PathBuf> {
+    Some(text).filter(|text| !text.contains(char::REPLACEMENT_CHARACTER)).map(Into::into)
 }
 
 fn hosts(text: &str) -> Option<Vec<String>> {

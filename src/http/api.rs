@@ -284,7 +284,7 @@ fn describe(node: &Node) -> Answer {
         "bytes": gauges.bytes,
         "uptime_seconds": node.started.elapsed().as_secs(),
         "version": env!("CARGO_PKG_VERSION"),
-        "young_for_ms": node.config.is_root().then(|| messages::whole_ms(node.young_for())),
+        "young_for_ms": (node.config.is_root() && place.is_some()).then(|| messages::whole_ms(node.young_for())),
     }))
 }
 

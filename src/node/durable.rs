@@ -10,6 +10,8 @@
 use std::error::Error;
 use std::fmt::Display;
 use std::fs::{self, File, TryLockError};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -21,6 +23,9 @@ use crate::cache::value::Value;
 use crate::cache::writes::Batch;
 
 const FILE: &str = "tree-cache.redb";
+
+/// Its name while it is made.
+const BEGUN: &str = "tree-cache.new";
 
 /// When each entry ends (0: never), and its JSON.
 const ENTRIES: TableDefinition<&str, (u64, &[u8])> = TableDefinition::new("entries");
@@ -102,17 +107,23 @@ impl Durable {
             return Err("another process uses it".into());
         }
         let path = folder.join(FILE);
-        let is_new = !fs::exists(&path)?;
+        // A link that leads nowhere is there, too: what it led to may only not be mounted.
+        let is_new = fs::symlink_metadata(&path).is_err_and(|error| error.kind() == ErrorKind::NotFound);
+        let is_empty = is_new && is_empty(folder)?;
         if is_new {
             create(&path, node.config.lease)?;
             lock.sync_all()?;
         }
+        // What keeps us from it need not be damage.
+        File::options().read(true).write(true).open(&path)?;
         let database = Builder::new().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).open(&path);
         let database = database.map_err(|cause| format!("{FILE} {NOT_OURS}: {cause}"))?;
         let wall = whole_ns(SystemTime::now().duration_since(UNIX_EPOCH)?);
         let mut durable = Self { database, _folder: lock, started: (Instant::now(), wall) };
         let outstanding = durable.read(node)?;
-        Ok((durable, if is_new && node.config.new_tree { Duration::ZERO } else { outstanding }))
+        let (entries, new) = (node.gauges().entries, if is_new { ", a new file" } else { "" });
+        log::info!("DATA_DIR={:?}: {entries} entries{new}", folder.display().to_string());
+        Ok((durable, if is_empty && node.config.new_tree { Duration::ZERO } else { outstanding }))
     }
 
     fn read(&mut self, node: &Node) -> Result<Duration, Box<dyn Error>> {
@@ -183,11 +194,19 @@ impl Durable {
     }
 }
 
+/// Whether nothing is in a folder but what a start that broke off, or the file system, has left. A file that was moved
+/// aside tells of a tree that was there before.
+fn is_empty(folder: &Path) -> io::Result<bool> {
+    let names: Vec<_> =
+        fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.file_name())).collect::<Result<_, _>>()?;
+    Ok(names.iter().all(|name| name == BEGUN || name == "lost+found"))
+}
+
 /// Makes the file. Its name comes last: one that was begun and left would be refused for ever.
 fn create(path: &Path, lease: Duration) -> Result<(), Box<dyn Error>> {
-    let begun = path.with_extension("new");
+    let begun = path.with_file_name(BEGUN);
     // What is left of an earlier attempt; the folder is ours.
-    File::create(&begun)?;
+    File::options().write(true).create(true).truncate(true).mode(0o600).open(&begun)?;
     let database = Database::create(&begun)?;
     let transaction = database.begin_write()?;
     transaction.open_table(ENTRIES)?;

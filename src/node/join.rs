@@ -102,7 +102,14 @@ pub fn join_root(node: &Node) -> Result<(), String> {
 /// alone: its name may be another's now.
 pub fn keep_joined(node: &Node) -> Result<(), String> {
     while node.config.is_root() {
-        thread::sleep(ALONE_PAUSE);
+        for _ in 0..ALONE_PAUSE.as_secs() {
+            let began = Instant::now();
+            thread::sleep(REJOIN_PAUSE);
+            // It was paused, and another one may have taken over.
+            if began.elapsed() > 2 * REJOIN_PAUSE {
+                break;
+            }
+        }
         // Where ZooKeeper says that it is this one, the other will find that out: else both might end.
         let is_other = |(_, other): &(String, Identity)| other.joined && !node.is_registered();
         if let Some((url, _)) = find_other_root(node).filter(is_other) {

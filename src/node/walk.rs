@@ -81,6 +81,10 @@ impl Node {
                     let failed = || fetched.expect_err("what an ancestor answered is an answer");
                     return answer.map(|answer| (answer, Source::Fetch)).ok_or_else(failed);
                 }
+                Step::Wait if now >= deadline && self.config.is_root() => {
+                    let text = format!("could not read {key:?}, which has ended: the disk is slow");
+                    return Err(Kind::ServiceUnavailable.error(text));
+                }
                 Step::Wait if now >= deadline => return Err(no_answer(key, &[])),
                 Step::Wait => {
                     self.wake_committer();
