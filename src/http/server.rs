@@ -360,7 +360,9 @@ fn read_into_nothing(reader: &mut dyn Read, length: usize) {
 fn write_head(answer: &Answer, connection: &str) -> String {
     let reason = StatusCode(answer.status).default_reason_phrase();
     let date = httpdate::HttpDate::from(SystemTime::now());
-    let mut head = format!("HTTP/1.1 {} {reason}\r\nDate: {date}\r\n", answer.status);
+    // Long enough for all but the page's.
+    let mut head = String::with_capacity(512);
+    head.extend(["HTTP/1.1 ", &answer.status.to_string(), " ", reason, "\r\nDate: ", &date.to_string(), "\r\n"]);
     for (name, value) in &answer.headers {
         head.extend([name, ": ", value, "\r\n"]);
     }
