@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::client::Raw;
-use crate::harness::{Env, Node, Tree, free_ports, load_alone};
+use crate::harness::{Env, Node, PROCESS_LIMIT, Tree, free_ports, load_alone, poll_until};
 
 const LARGEST: usize = 3000;
 
@@ -148,7 +148,13 @@ fn the_next_connection_of_the_same_port_is_heard() {
         raw.send(format!("PUT /store/k HTTP/1.1\r\n{framing}\r\n{OBJECT}").as_bytes()).expect("it is open");
         raw.read_answer().expect("it answers");
         raw.reset();
-        let mut next = Raw::connect_from(own, root.port).expect("the port is free again");
+        // It is free again once nobody has the old one, not even a process that another test is just forking.
+        let mut next = None;
+        poll_until(PROCESS_LIMIT, "the port is free again", || {
+            next = Raw::connect_from(own, root.port).ok();
+            next.is_some()
+        });
+        let mut next = next.expect("it is connected");
         next.limit_reads(Duration::from_secs(4)).expect("the time is not zero");
         next.send(b"GET /store/k HTTP/1.1\r\n\r\n").expect("it is open");
         next.read_answer().expect("it answers").expect(200, r#"{"value":1}"#);
