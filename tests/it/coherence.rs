@@ -11,8 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::durable::Folder;
-use crate::harness::{Node, Tree};
+use crate::harness::{Folder, Node, Tree};
 use crate::random::Random;
 
 const KEYS: u64 = 3;
@@ -151,7 +150,7 @@ fn be_chaos(nodes: &mut [Node], seed: u64, time: Duration) -> Faults {
 #[test]
 fn no_client_sees_the_past_while_nodes_are_killed_paused_and_restarted() {
     let seconds = std::env::var("SOAK_SECONDS").map_or(10, |text| text.parse().expect("SOAK_SECONDS is a number"));
-    let folder = Folder::new();
+    let folder = Folder::new("data");
     let mut tree = Tree::start(3, &[("LEASE_SECONDS", "1"), ("DATA_DIR", folder.path())]);
     let urls: Vec<String> = tree.nodes.iter().map(|node| node.url.clone()).collect();
     let (started, over, last_value) = (Instant::now(), AtomicBool::new(false), AtomicU64::new(0));

@@ -2,11 +2,8 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io;
-use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,33 +11,11 @@ use redb::{Database, TableDefinition};
 use serde_json::json;
 
 use crate::client::try_call;
-use crate::harness::{Env, Node, PROCESS_LIMIT, Process, Tree, command, free_ports, poll_until};
+use crate::harness::{Env, Folder, Node, PROCESS_LIMIT, Process, Tree, free_ports, poll_until, run};
+use crate::relay::Relay;
 
-/// A folder of its own; gone when dropped.
-pub struct Folder(PathBuf);
-
-impl Folder {
-    pub fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("tree-cache-data-{}-{number}", std::process::id()));
-        fs::create_dir(&path).expect("the temporary directory can be written");
-        Self(path)
-    }
-
-    pub fn path(&self) -> &str {
-        self.0.to_str().expect("it is ASCII")
-    }
-
-    fn file(&self) -> PathBuf {
-        self.0.join("tree-cache.redb")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+fn file(folder: &Folder) -> PathBuf {
+    folder.join("tree-cache.redb")
 }
 
 /// A root of the smallest tree that keeps its entries in that folder, and never kept any before.
@@ -49,13 +24,9 @@ fn new_root(folder: &Folder, env: Env) -> Node {
     Node::start(&[&defaults, env].concat())
 }
 
-fn young_for_ms(node: &Node) -> u64 {
-    node.get("/").json()["young_for_ms"].as_u64().expect("a number")
-}
-
 #[test]
 fn a_root_that_was_killed_has_its_entries_byte_for_byte() {
-    let folder = Folder::new();
+    let folder = Folder::new("data");
     let mut root = new_root(&folder, &[("LEASE_SECONDS", "0.2")]);
     let entries = [("a", r#"{ "x" :  1e400}"#), ("b", "null"), ("c%2F%00", r#""čtyři""#)];
     for (key, value) in entries {
@@ -76,37 +47,37 @@ fn a_root_that_was_killed_has_its_entries_byte_for_byte() {
 
 #[test]
 fn only_a_new_tree_need_not_wait_for_the_leases_of_a_former_root() {
-    let folder = Folder::new();
+    let folder = Folder::new("data");
     let mut root = new_root(&folder, &[("LEASE_SECONDS", "3")]);
-    assert_eq!(young_for_ms(&root), 0);
+    assert_eq!(root.young_for_ms(), 0);
     root.write("k", "1");
     // The lease that is on record counts, not its own; until its wait is over the longer one stays on record.
     for _ in 0..2 {
         root.kill();
         root = new_root(&folder, &[("LEASE_SECONDS", "0.1")]);
-        assert!((2500..=3300).contains(&young_for_ms(&root)), "{}", young_for_ms(&root));
+        assert!((2500..=3300).contains(&root.young_for_ms()), "{}", root.young_for_ms());
         root.expect_value("k", "1");
         root.get("/store/other").expect_error(404, "Key not found");
     }
-    poll_until(PROCESS_LIMIT, "it is not young any more", || young_for_ms(&root) == 0);
+    poll_until(PROCESS_LIMIT, "it is not young any more", || root.young_for_ms() == 0);
     root.write("k", "2");
     // That its own alone is outstanding now was noted with that.
     root.restart();
-    assert!(young_for_ms(&root) <= 110, "{}", young_for_ms(&root));
+    assert!(root.young_for_ms() <= 110, "{}", root.young_for_ms());
     // One whose file was moved aside tells of a tree that was there before.
     root.kill();
-    fs::rename(folder.file(), folder.0.join("backup")).expect("it is ours");
+    fs::rename(file(&folder), folder.join("backup")).expect("it is ours");
     let root = new_root(&folder, &[("LEASE_SECONDS", "3")]);
-    assert!((2500..=3300).contains(&young_for_ms(&root)), "{}", young_for_ms(&root));
+    assert!((2500..=3300).contains(&root.young_for_ms()), "{}", root.young_for_ms());
     // Without a word, an empty folder knows nothing.
-    let empty = Folder::new();
+    let empty = Folder::new("data");
     let root = Node::start(&[("DATA_DIR", empty.path()), ("LEASE_SECONDS", "3")]);
-    assert!((2500..=3300).contains(&young_for_ms(&root)), "{}", young_for_ms(&root));
+    assert!((2500..=3300).contains(&root.young_for_ms()), "{}", root.young_for_ms());
 }
 
 #[test]
 fn what_has_ended_stays_so_and_nothing_ends_while_a_root_is_young() {
-    let folder = Folder::new();
+    let folder = Folder::new("data");
     let mut root = new_root(&folder, &[("LEASE_SECONDS", "3")]);
     let put = |root: &Node, key: &str, ttl: f64| {
         let body = json!({ "value": 1, "ttl": ttl }).to_string();
@@ -122,7 +93,7 @@ fn what_has_ended_stays_so_and_nothing_ends_while_a_root_is_young() {
     // Nobody has seen the second one end, and somebody may hold a copy of it.
     root.get("/store/short").expect_error(404, "Key not found");
     root.expect_value("middle", "1");
-    poll_until(PROCESS_LIMIT, "it is not young any more", || young_for_ms(&root) == 0);
+    poll_until(PROCESS_LIMIT, "it is not young any more", || root.young_for_ms() == 0);
     root.get("/store/middle").expect_error(404, "Key not found");
     root.expect_value("long", "1");
     root.restart();
@@ -133,7 +104,7 @@ fn what_has_ended_stays_so_and_nothing_ends_while_a_root_is_young() {
 
 #[test]
 fn what_is_no_folder_of_this_roots_is_refused_in_one_line() {
-    let folder = Folder::new();
+    let folder = Folder::new("data");
     let mut root = new_root(&folder, &[]);
     root.write("k", "1");
     let refuse = |folder: &Path, env: Env, cause: &str| {
@@ -144,20 +115,20 @@ fn what_is_no_folder_of_this_roots_is_refused_in_one_line() {
         assert!(log.starts_with(&line) && log.lines().count() == 1, "{cause}: {log}");
         assert_eq!((code, printed), (Some(1), String::new()));
     };
-    refuse(&folder.0, &[], "another process uses it");
+    refuse(Path::new(folder.path()), &[], "another process uses it");
     // And it goes on.
     root.write("k", "2");
     let too_small = ("MAX_STORE_BYTES", "100");
     root.kill();
-    refuse(&folder.0, &[too_small], "over 187 bytes are there, 100 are allowed");
-    let link = Folder::new();
-    std::os::unix::fs::symlink("/nowhere", link.file()).expect("the folder is ours");
-    refuse(&link.0, &[], "No such file or directory");
-    refuse(&folder.file(), &[], "File exists");
+    refuse(Path::new(folder.path()), &[too_small], "over 187 bytes are there, 100 are allowed");
+    let link = Folder::new("data");
+    std::os::unix::fs::symlink("/nowhere", file(&link)).expect("the folder is ours");
+    refuse(Path::new(link.path()), &[], "No such file or directory");
+    refuse(&file(&folder), &[], "File exists");
     refuse(Path::new("/proc/no/such"), &[], "No such file or directory");
 
-    let whole = fs::read(folder.file()).expect("it is there");
-    let write = |bytes: &[u8]| fs::write(folder.file(), bytes).expect("it is ours");
+    let whole = fs::read(file(&folder)).expect("it is there");
+    let write = |bytes: &[u8]| fs::write(file(&folder), bytes).expect("it is ours");
     let mut bits = whole.clone();
     for place in (4096..bits.len()).step_by(512) {
         bits[place] ^= 1;
@@ -170,14 +141,14 @@ fn what_is_no_folder_of_this_roots_is_refused_in_one_line() {
         (&bits, "tree-cache.redb is damaged, or no file of this program"),
     ] {
         write(bytes);
-        refuse(&folder.0, &[], cause);
+        refuse(Path::new(folder.path()), &[], cause);
     }
     for (format, cause) in [
         (None, "tree-cache.redb is damaged, or no file of this program: it has no format"),
         (Some(2), "tree-cache.redb has format 2, and this program reads 1"),
     ] {
-        fs::remove_file(folder.file()).expect("it is ours");
-        let database = Database::create(folder.file()).expect("it can be made");
+        fs::remove_file(file(&folder)).expect("it is ours");
+        let database = Database::create(file(&folder)).expect("it can be made");
         let transaction = database.begin_write().expect("nobody else writes");
         let notes = TableDefinition::<&str, u64>::new("notes");
         transaction.open_table(notes).expect("it is new").insert("format", format.unwrap_or(0)).expect("a note");
@@ -186,24 +157,24 @@ fn what_is_no_folder_of_this_roots_is_refused_in_one_line() {
         }
         transaction.commit().expect("there is room");
         drop(database);
-        refuse(&folder.0, &[], cause);
+        refuse(Path::new(folder.path()), &[], cause);
     }
     write(&whole);
     root.restart();
     root.expect_value("k", "2");
     // What was begun and left by another start is in nobody's way.
-    let begun = Folder::new();
-    fs::write(begun.0.join("tree-cache.new"), vec![0; 73_728]).expect("it is ours");
+    let begun = Folder::new("data");
+    fs::write(begun.join("tree-cache.new"), vec![0; 73_728]).expect("it is ours");
     new_root(&begun, &[]).write("k", "1");
 }
 
 #[test]
 fn another_node_than_the_root_does_not_touch_the_folder() {
-    let folder = Folder::new();
+    let folder = Folder::new("data");
     let tree = Tree::start(1, &[("TREE_DEPTH", "2")]);
     let node = tree.start_node(2, &[("TREE_DEPTH", "2"), ("DATA_DIR", folder.path())]);
     node.write("k", "1");
-    assert_eq!(fs::read_dir(&folder.0).expect("it is there").count(), 0);
+    assert_eq!(fs::read_dir(Path::new(folder.path())).expect("it is there").count(), 0);
 }
 
 /// What one client knows of one key.
@@ -236,7 +207,7 @@ fn write_on(url: &str, client: usize, known: &mut HashMap<String, Known>, next: 
 #[test]
 fn what_was_acknowledged_is_there_whenever_all_nodes_are_killed() {
     let kills = std::env::var("KILLS").map_or(30, |text| text.parse().expect("KILLS is a number"));
-    let folder = Folder::new();
+    let folder = Folder::new("data");
     let env = [("DATA_DIR", folder.path()), ("NEW_TREE", "1"), ("LEASE_SECONDS", "0.1"), ("RUST_LOG", "warn")];
     let mut tree = Tree::start(2, &env);
     let mut clients: Vec<(HashMap<String, Known>, u64)> = (0..6).map(|_| (HashMap::new(), 0)).collect();
@@ -280,11 +251,7 @@ fn what_was_acknowledged_is_there_whenever_all_nodes_are_killed() {
 #[test]
 #[ignore = "needs root: run make test-page"]
 fn a_full_disk_ends_the_root_and_loses_nothing_that_was_acknowledged() {
-    let folder = Folder::new();
-    let run = |arguments: &[&str]| {
-        let status = command(arguments[0]).args(&arguments[1..]).status();
-        assert!(status.is_ok_and(|status| status.success()), "{arguments:?}");
-    };
+    let folder = Folder::new("data");
     run(&["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder.path()]);
     let mut root = new_root(&folder, &[("LEASE_SECONDS", "0.1")]);
     let value = format!("\"{}\"", "x".repeat(10_000));
@@ -331,7 +298,7 @@ fn a_full_disk_ends_the_root_and_loses_nothing_that_was_acknowledged() {
 
 #[test]
 fn a_second_root_ends_with_one_line_and_the_first_goes_on() {
-    let folder = Folder::new();
+    let folder = Folder::new("data");
     let root = new_root(&folder, &[]);
     root.write("k", "1");
     let line = format!("another root answers at {}, and a tree has one", root.url);
@@ -345,47 +312,12 @@ fn a_second_root_ends_with_one_line_and_the_first_goes_on() {
     assert_eq!(root.process.log(), line);
 }
 
-/// A name, as it were: whatever connects to its port is connected to the port that it stands for.
-struct Name {
-    port: u16,
-    stands_for: Arc<AtomicU16>,
-}
-
-impl Name {
-    fn new(target: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("some port is free");
-        let port = listener.local_addr().expect("it listens").port();
-        let stands_for = Arc::new(AtomicU16::new(target));
-        let target = Arc::clone(&stands_for);
-        // It ends with the tests.
-        thread::spawn(move || {
-            for from in listener.incoming().map_while(Result::ok) {
-                let to = TcpStream::connect(("127.0.0.1", target.load(Ordering::Relaxed)));
-                let Ok(to) = to else { continue };
-                let copies = [(&from, &to), (&to, &from)].map(|(from, to)| (from.try_clone(), to.try_clone()));
-                for (from, to) in copies {
-                    let (mut from, mut to) = (from.expect("a descriptor"), to.expect("a descriptor"));
-                    thread::spawn(move || {
-                        let _ = io::copy(&mut from, &mut to);
-                        let _ = to.shutdown(Shutdown::Write);
-                    });
-                }
-            }
-        });
-        Self { port, stands_for }
-    }
-
-    fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
-    }
-}
-
 #[test]
 fn of_two_roots_that_start_at_once_behind_one_name_one_is_left() {
     // Which of them has the smaller run is another each time.
     for _ in 0..4 {
         let ports = [free_ports(1), free_ports(1)];
-        let name = Name::new(ports[0]);
+        let name = Relay::start(ports[0]);
         let start = |port: u16| Process::spawn(&[], &[("API_PORT", &port.to_string()), ("NODE_URL", &name.url())]);
         let mut roots = ports.map(start);
         poll_until(PROCESS_LIMIT, "one has ended", || roots.iter_mut().any(|root| !root.is_alive()));
@@ -401,7 +333,7 @@ fn of_two_roots_that_start_at_once_behind_one_name_one_is_left() {
 #[test]
 fn a_root_whose_name_is_anothers_now_ends() {
     let ports = [free_ports(1), free_ports(1)];
-    let name = Name::new(ports[0]);
+    let name = Relay::start(ports[0]);
     let url = name.url();
     let env = |port: &str| [("API_PORT", port.to_owned()), ("NODE_URL", url.clone()), ("TREE_DEPTH", "1".to_owned())];
     let start = |port: u16| {
@@ -412,7 +344,7 @@ fn a_root_whose_name_is_anothers_now_ends() {
     first.write("k", "1");
     // It looks every ten seconds, and at once when it was paused.
     first.pause();
-    name.stands_for.store(ports[1], Ordering::Relaxed);
+    name.lead_to(ports[1]);
     let second = start(ports[1]);
     thread::sleep(Duration::from_secs(2));
     first.resume();

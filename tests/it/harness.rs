@@ -2,7 +2,9 @@
 
 use crate::client::{Answer, try_call};
 
-pub use crate::process::{Env, PROCESS_LIMIT, PROGRAM, Process, command, free_ports, load_alone, poll_until, signal};
+pub use crate::process::{
+    Env, Folder, PROCESS_LIMIT, PROGRAM, Process, command, free_ports, load_alone, poll_until, run, signal,
+};
 
 /// A node that has its place.
 pub struct Node {
@@ -101,6 +103,11 @@ impl Node {
     /// The number by which this process is told from others that had or will have its name.
     pub fn run(&self) -> u64 {
         self.get("/").json()["run"].as_u64().expect("a number")
+    }
+
+    /// For how long this root can finish no write.
+    pub fn young_for_ms(&self) -> u64 {
+        self.get("/").json()["young_for_ms"].as_u64().expect("a number")
     }
 
     /// The value of a line of `GET /metrics`, named without its prefix.

@@ -3,11 +3,11 @@
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::client::{join_body, try_call};
-use crate::harness::{Env, PROCESS_LIMIT, PROGRAM, Process, command, free_ports, poll_until, signal};
+use crate::harness::{Env, Folder, PROCESS_LIMIT, PROGRAM, Process, command, free_ports, poll_until, signal};
 
 /// Starts the script. It may be asked to stop (which ends its nodes), while a kill would leave them behind.
 struct Local(Process);
@@ -40,18 +40,6 @@ impl Drop for Local {
             self.0.wait_for_end(PROCESS_LIMIT);
         }
     }
-}
-
-/// An empty folder; what a failed run has left there is gone.
-fn empty_folder(name: &str) -> PathBuf {
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir(&folder).expect("it is ours");
-    folder
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("the folder of the tests is UTF-8")
 }
 
 fn is_listening(port: u16) -> bool {
@@ -109,8 +97,8 @@ const YOUNG: &str = "NODE-1 INFO: no write finishes for 5.5s: ";
 
 #[test]
 fn make_local_takes_a_first_write_at_once_and_its_entries_go_with_the_tree() {
-    let (base, temporary) = (free_ports(3), empty_folder("local-temporary"));
-    let env = [("API_PORT", &*base.to_string()), ("TREE_DEPTH", "2"), ("TMPDIR", text(&temporary))];
+    let (base, temporary) = (free_ports(3), Folder::new("local"));
+    let env = [("API_PORT", &*base.to_string()), ("TREE_DEPTH", "2"), ("TMPDIR", temporary.path())];
     let mut local = Local::start(&env);
     local.0.wait_for_output("Ctrl-C ends all 3 nodes.\n");
     let began = Instant::now();
@@ -120,18 +108,18 @@ fn make_local_takes_a_first_write_at_once_and_its_entries_go_with_the_tree() {
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     assert!(!local.0.log().contains(YOUNG), "{}", local.0.log());
 
-    let made = fs::read_dir(&temporary).expect("it is ours").map(|entry| entry.expect("it is ours").path());
+    let made = fs::read_dir(temporary.path()).expect("it is ours").map(|entry| entry.expect("it is ours").path());
     let files = made.map(|folder| folder.join("data/tree-cache.redb").exists()).collect::<Vec<_>>();
     assert_eq!(files, [true], "the root keeps its entries there");
     local.stop();
-    fs::remove_dir(&temporary).expect("nothing is left in it");
+    fs::remove_dir(temporary.path()).expect("nothing is left in it");
 }
 
 #[test]
 fn make_local_finds_again_what_is_in_a_folder_of_the_callers() {
-    let (base, folder) = (free_ports(3), empty_folder("local-kept"));
-    let data_dir = folder.join("data");
-    let env = [("API_PORT", &*base.to_string()), ("TREE_DEPTH", "2"), ("DATA_DIR", text(&data_dir))];
+    let (base, folder) = (free_ports(3), Folder::new("local"));
+    let data_dir = format!("{}/data", folder.path());
+    let env = [("API_PORT", &*base.to_string()), ("TREE_DEPTH", "2"), ("DATA_DIR", data_dir.as_str())];
     let url = format!("http://127.0.0.1:{}/store/colour", base + 2);
     for is_first in [true, false] {
         let mut local = Local::start(&env);
@@ -145,7 +133,6 @@ fn make_local_finds_again_what_is_in_a_folder_of_the_callers() {
         assert_eq!(local.0.log().contains(YOUNG), !is_first, "{}", local.0.log());
         local.stop();
     }
-    fs::remove_dir_all(folder).expect("it is ours");
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod process;
 mod program;
 mod proxies;
 mod random;
+mod relay;
 mod runs;
 mod tree;
 mod wrong_values;

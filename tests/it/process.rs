@@ -4,8 +4,10 @@
 //! process that was to live is looked at meanwhile, so that its own last words are the test's failure.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -52,6 +54,46 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env_clear().envs(KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
     command
+}
+
+/// Fails the test unless that command succeeds.
+#[track_caller]
+pub fn run(arguments: &[&str]) {
+    let status = command(arguments[0]).args(&arguments[1..]).status();
+    assert!(status.is_ok_and(|status| status.success()), "{arguments:?}");
+}
+
+/// A folder that is gone with the test.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("tree-cache-{name}-{}-{number}", std::process::id()));
+        fs::create_dir(&path).expect("the temporary directory can be written");
+        Self(path)
+    }
+
+    pub fn path(&self) -> &str {
+        self.0.to_str().expect("it is ASCII")
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub fn write(&self, name: &str, text: &str) -> String {
+        let path = self.join(name);
+        fs::write(&path, text).expect("it is ours");
+        path.to_str().expect("it is ASCII").to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 /// Sends a signal to a process, by its name. The command spares us unsafe code.

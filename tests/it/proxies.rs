@@ -2,50 +2,19 @@
 //!
 //! Each is the real program from Debian's packages, one process on free ports: `make test-page` installs them.
 
-use std::fs;
 use std::net::TcpStream;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use crate::client::{Raw, try_call};
-use crate::harness::{Node, PROCESS_LIMIT, Process, Tree, command, free_ports, poll_until};
+use crate::harness::{Folder, Node, PROCESS_LIMIT, Process, Tree, command, free_ports, poll_until};
 
 const HAPROXY_DEFAULTS: &str = "defaults
                 mode http
                 timeout connect 5s
                 timeout client 20s
                 timeout server 20s";
-
-/// A folder that is gone with the test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("tree-cache-{name}-{}-{number}", std::process::id()));
-        fs::create_dir_all(&path).expect("there is a folder for such files");
-        Self(path)
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().expect("it is ASCII")
-    }
-
-    fn write(&self, name: &str, text: &str) -> String {
-        let path = self.0.join(name);
-        fs::write(&path, text).expect("it is ours");
-        path.to_str().expect("it is ASCII").to_owned()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
 
 /// Starts a program that serves on that port.
 fn start(program: &str, arguments: &[&str], port: u16) -> Process {

@@ -3,8 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::durable::Folder;
-use crate::harness::{Node, PROCESS_LIMIT, Process, Tree, command, poll_until};
+use crate::harness::{Folder, Node, PROCESS_LIMIT, Process, Tree, command, poll_until, run};
 
 #[test]
 fn fifty_reads_of_an_absent_key_cost_one_fetch_and_all_see_it_created() {
@@ -73,13 +72,13 @@ fn a_root_that_comes_back_otherwise_lets_nobody_read_the_past() {
         env.retain(|(name, _)| *name != other.0 && (*name != TOKEN.0 || other.0 == "TREE_DEPTH"));
         env.push(other);
         tree.nodes[0] = Node::start(&env);
-        let young_for_ms = tree.root().get("/").json()["young_for_ms"].as_u64().expect("a number");
+        let young_for_ms = tree.root().young_for_ms();
         assert!((2000..=3300).contains(&young_for_ms), "{young_for_ms}");
         // It knows nothing of the copy that the leaf still answers.
         tree.root().write("k", "2");
         let read = tree.leaf().get("/store/k");
         assert!(read.text() != r#"{"value":1}"#, "{other:?}: {}", read.text());
-        assert_eq!(tree.root().get("/").json()["young_for_ms"], 0);
+        assert_eq!(tree.root().young_for_ms(), 0);
     }
 }
 
@@ -94,7 +93,7 @@ fn a_write_that_cannot_wait_for_a_young_root_is_refused_at_once() {
     let begun = Instant::now();
     root.put("k", "1").expect_retry("this root is too young to finish a write in its time; not applied");
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
-    let young_for_ms = root.get("/").json()["young_for_ms"].as_u64().expect("a number");
+    let young_for_ms = root.young_for_ms();
     assert!((60_000..=66_000).contains(&young_for_ms), "{young_for_ms}");
     root.get("/store/k").expect_error(404, "Key not found");
 }
@@ -202,11 +201,6 @@ impl Drop for Cable {
     }
 }
 
-fn run(arguments: &[&str]) {
-    let status = command(arguments[0]).args(&arguments[1..]).status();
-    assert!(status.is_ok_and(|status| status.success()), "{arguments:?}");
-}
-
 #[test]
 #[ignore = "needs root, ip and curl: run make test-page"]
 fn a_write_that_was_given_up_on_in_a_cut_is_not_applied_when_it_heals() {
@@ -258,7 +252,7 @@ fn a_root_that_comes_back_while_its_name_cannot_be_looked_up_lets_nobody_read_th
 #[test]
 #[ignore = "needs root, ip, curl and ZooKeeper: run make test-page"]
 fn of_two_roots_that_a_cut_has_made_one_is_left_when_it_heals() {
-    let (cable, folder) = (Cable::new(), Folder::new());
+    let (cable, folder) = (Cable::new(), Folder::new("zookeeper"));
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/zookeeper/server.sh");
     let serve = ["netns", "exec", &cable.names[1], script, "serve", folder.path(), "2181"];
     let _server = Process::spawn_command(command("ip").args(serve), &[("ZOO_CFG", "clientPortAddress=10.77.0.2")]);

@@ -1,15 +1,14 @@
 //! What becomes of ZooKeeper is not felt by those who read and write.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::server::{Server, all, expect_lines, standing, wait_for_standing};
 use crate::client::try_call;
 use crate::harness::{Node, Tree, poll_until};
+use crate::relay::Relay;
 
 /// No answer may take longer. All waits for ZooKeeper are longer, so any of them would show; what is
 /// left is room for a busy machine, for without it an answer takes a few milliseconds.
@@ -202,49 +201,6 @@ fn a_connection_to_zookeeper_that_is_cut_without_a_word_is_replaced() {
     expect_lines(&node, "not registered in ZooKeeper, trying again and again: no answer within 3 s", 1);
     wait_for_standing(&[&node], "registered");
     server.expect_tree(&[&node]);
-}
-
-/// Passes connections on to a server, until they are cut: then they stay open and nothing gets through.
-struct Relay {
-    port: u16,
-    cuts: Arc<AtomicU32>,
-}
-
-impl Relay {
-    fn start(to: u16) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
-        let port = listener.local_addr().expect("it is bound").port();
-        let cuts = Arc::<AtomicU32>::default();
-        let told = Arc::clone(&cuts);
-        thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                let server = TcpStream::connect(("127.0.0.1", to)).expect("the server runs");
-                let now = told.load(Ordering::Relaxed);
-                for (from, to) in [(&client, &server), (&server, &client)] {
-                    let ends = (from.try_clone().expect("it is open"), to.try_clone().expect("it is open"));
-                    let told = Arc::clone(&told);
-                    thread::spawn(move || pass_on(ends, || told.load(Ordering::Relaxed) == now));
-                }
-            }
-        });
-        Self { port, cuts }
-    }
-
-    fn cut(&self) {
-        self.cuts.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-fn pass_on((mut from, mut to): (TcpStream, TcpStream), is_whole: impl Fn() -> bool) {
-    let mut buffer = [0; 4096];
-    while let Ok(length @ 1..) = from.read(&mut buffer) {
-        if is_whole() && to.write_all(&buffer[..length]).is_err() {
-            break;
-        }
-    }
-    if is_whole() {
-        let _ = to.shutdown(std::net::Shutdown::Write);
-    }
 }
 
 /// The processor time of a node so far, in hundredths of a second.

@@ -3,13 +3,12 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{Env, Node, Process, Tree, command, free_ports, poll_until};
+use crate::harness::{Env, Folder, Node, Process, Tree, command, free_ports, poll_until};
 
 /// How long a node may take to be registered once ZooKeeper is there.
 pub const REGISTER_LIMIT: Duration = Duration::from_secs(15);
@@ -22,7 +21,7 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/zookeeper/se
 /// A server with a port and a directory of its own; both are kept when it is killed and started again.
 pub struct Server {
     pub port: u16,
-    dir: PathBuf,
+    folder: Folder,
     settings: &'static str,
     process: Option<Process>,
 }
@@ -31,9 +30,7 @@ impl Server {
     /// One that is not started yet, with more lines for its configuration.
     pub fn new(settings: &'static str) -> Self {
         let port = free_ports(1);
-        let dir = std::env::temp_dir().join(format!("tree-cache-zookeeper-{}-{port}", std::process::id()));
-        fs::create_dir(&dir).expect("the temporary directory can be written");
-        Self { port, dir, settings, process: None }
+        Self { port, folder: Folder::new("zookeeper"), settings, process: None }
     }
 
     /// One that serves.
@@ -51,7 +48,7 @@ impl Server {
     /// Starts it and waits until it serves.
     pub fn run(&mut self) {
         let mut script = command(SCRIPT);
-        script.arg("serve").arg(&self.dir).arg(self.port.to_string());
+        script.arg("serve").arg(self.folder.path()).arg(self.port.to_string());
         let mut process = Process::spawn_command(&mut script, &[("ZOO_CFG", self.settings)]);
         poll_until(START_LIMIT, "a ZooKeeper that serves", || {
             assert!(
@@ -83,7 +80,7 @@ impl Server {
     /// Forgets all that it has written; it must have been killed.
     pub fn wipe(&self) {
         assert!(self.process.is_none());
-        fs::remove_dir_all(self.dir.join("data")).expect("it has written something");
+        fs::remove_dir_all(self.folder.join("data")).expect("it has written something");
     }
 
     /// Stops it where it stands; it keeps its connections.
@@ -150,8 +147,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // Before its folder goes.
         self.kill();
-        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
