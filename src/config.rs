@@ -58,7 +58,6 @@ impl Config {
     /// Reads the environment of this process. The error names the first variable whose value is not allowed, the
     /// value, and what is allowed.
     pub fn from_env() -> Result<Self, String> {
-        // A value that is no UTF-8 becomes one with a replacement character, which no variable allows.
         Self::from_lookup(from_env)
     }
 
@@ -143,6 +142,7 @@ impl Config {
     }
 }
 
+/// A value that is no UTF-8 becomes one with a replacement character, which no variable allows.
 fn from_env(name: &'static str) -> Option<String> {
     std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
 }

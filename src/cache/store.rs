@@ -1,4 +1,5 @@
-//! Entries, copies, fetches and writers of one node: every decision of the lease rules is one method here.
+//! Entries, copies and fetches of one node: every decision of the lease rules is one method here, or for writes in
+//! `writes.rs`.
 //!
 //! `W` is whoever waits and must be woken: a thread, or a process of the simulation.
 //!

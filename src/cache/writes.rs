@@ -31,7 +31,7 @@ pub enum Condition {
 }
 
 impl Condition {
-    pub fn expect(self, exists: bool) -> Result<(), Refusal> {
+    fn expect(self, exists: bool) -> Result<(), Refusal> {
         match self {
             Self::Absent if exists => Err(Refusal::Condition("the key exists already")),
             Self::Present if !exists => Err(Refusal::Condition("the key does not exist")),

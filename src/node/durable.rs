@@ -65,7 +65,7 @@ pub struct Durable {
 /// a former root may have outstanding.
 pub fn take_over(node: &Node) -> Result<(Option<Durable>, Duration), String> {
     let Some(folder) = &node.config.data_dir else { return Ok((None, node.config.lease)) };
-    let (durable, lease) = Durable::open(node, folder).map_err(|cause| refuse(folder, &cause))?;
+    let (durable, lease) = Durable::open(node, folder).map_err(|cause| tell(folder, &cause))?;
     Ok((Some(durable), lease))
 }
 
@@ -86,7 +86,7 @@ pub fn keep_committing(node: &Node, durable: &Durable) -> Result<(), String> {
         };
         durable.commit(&batch).map_err(|cause| {
             let folder = node.config.data_dir.as_ref().expect("it was opened");
-            refuse(folder, &format!("could not commit, so what is there is unknown: {cause}"))
+            tell(folder, &format!("could not commit, so what is there is unknown: {cause}"))
         })?;
         node.metrics.commits.count();
         let woken = node.store().end_batch(batch);
@@ -94,8 +94,9 @@ pub fn keep_committing(node: &Node, durable: &Durable) -> Result<(), String> {
     }
 }
 
-fn refuse(folder: &Path, cause: &dyn Display) -> String {
-    format!("DATA_DIR={:?}: {cause}", folder.display().to_string())
+/// What is to be said of the folder.
+fn tell(folder: &Path, text: &dyn Display) -> String {
+    format!("DATA_DIR={:?}: {text}", folder.display().to_string())
 }
 
 impl Durable {
@@ -111,7 +112,7 @@ impl Durable {
         let is_new = fs::symlink_metadata(&path).is_err_and(|error| error.kind() == ErrorKind::NotFound);
         let is_empty = is_new && is_empty(folder)?;
         if is_new {
-            create(&path, node.config.lease)?;
+            create(&path)?;
             lock.sync_all()?;
         }
         // What keeps us from it need not be damage.
@@ -122,7 +123,7 @@ impl Durable {
         let mut durable = Self { database, _folder: lock, started: (Instant::now(), wall) };
         let outstanding = durable.read(node)?;
         let (entries, new) = (node.gauges().entries, if is_new { ", a new file" } else { "" });
-        log::info!("DATA_DIR={:?}: {entries} entries{new}", folder.display().to_string());
+        log::info!("{}", tell(folder, &format!("{entries} entries{new}")));
         Ok((durable, if is_empty && node.config.new_tree { Duration::ZERO } else { outstanding }))
     }
 
@@ -135,6 +136,7 @@ impl Durable {
             Some(other) => return Err(format!("{FILE} has format {other}, and this program reads {OUR_FORMAT}").into()),
             None => return Err(format!("{FILE} {NOT_OURS}: it has no format").into()),
         }
+        // A file that was just made has none.
         let outstanding = find(LEASE)?.map_or(node.config.lease, Duration::from_nanos);
         let mark = find(MARK)?.unwrap_or(0);
         // The clock begins no earlier than what was shown as ended.
@@ -203,17 +205,14 @@ fn is_empty(folder: &Path) -> io::Result<bool> {
 }
 
 /// Makes the file. Its name comes last: one that was begun and left would be refused for ever.
-fn create(path: &Path, lease: Duration) -> Result<(), Box<dyn Error>> {
+fn create(path: &Path) -> Result<(), Box<dyn Error>> {
     let begun = path.with_file_name(BEGUN);
     // What is left of an earlier attempt; the folder is ours.
     File::options().write(true).create(true).truncate(true).mode(0o600).open(&begun)?;
     let database = Database::create(&begun)?;
     let transaction = database.begin_write()?;
     transaction.open_table(ENTRIES)?;
-    let mut notes = transaction.open_table(NOTES)?;
-    notes.insert(FORMAT, OUR_FORMAT)?;
-    notes.insert(LEASE, whole_ns(lease))?;
-    drop(notes);
+    transaction.open_table(NOTES)?.insert(FORMAT, OUR_FORMAT)?;
     transaction.commit()?;
     database.close()?;
     Ok(fs::rename(begun, path)?)

@@ -1,4 +1,4 @@
-//! Joining: how a node gets its place in the tree, keeps it, and how the root gives it.
+//! Joining: how a node gets its place in the tree, keeps it, and how the root gives it; and that there is one root.
 //!
 //! A node repeats its join every second and states the position that it holds. So the root knows
 //! whom it heard lately, and a root that came back learns its tree from those who live.
@@ -58,6 +58,27 @@ pub fn expect_alone(node: &Node) -> Result<(), String> {
     Ok(())
 }
 
+/// Repeats the question whether this root is alone: its name may be another's now.
+fn keep_alone(node: &Node) -> Result<(), String> {
+    loop {
+        for _ in 0..ALONE_PAUSE.as_secs() {
+            let began = Instant::now();
+            thread::sleep(REJOIN_PAUSE);
+            // It was paused, and another one may have taken over.
+            if began.elapsed() > 2 * REJOIN_PAUSE {
+                break;
+            }
+        }
+        // Where ZooKeeper says that it is this one, the other will find that out: else both might end.
+        if node.is_registered() {
+            continue;
+        }
+        if let Some((url, _)) = find_other_root(node).filter(|(_, other)| other.joined) {
+            return Err(format!("another root answers at {url} now, and a tree has one"));
+        }
+    }
+}
+
 fn find_other_root(node: &Node) -> Option<(String, Identity)> {
     let given = Some(&node.config.root_url).filter(|url| node.config.is_root_url_given && **url != node.myself.url);
     let mut urls = std::iter::once(&node.myself.url).chain(given);
@@ -98,23 +119,10 @@ pub fn join_root(node: &Node) -> Result<(), String> {
     Ok(())
 }
 
-/// Repeats the join until the root says that another process has this place. The root repeats the question whether it is
-/// alone: its name may be another's now.
+/// Repeats the join until the root says that another process has this place; the root itself has other cares.
 pub fn keep_joined(node: &Node) -> Result<(), String> {
-    while node.config.is_root() {
-        for _ in 0..ALONE_PAUSE.as_secs() {
-            let began = Instant::now();
-            thread::sleep(REJOIN_PAUSE);
-            // It was paused, and another one may have taken over.
-            if began.elapsed() > 2 * REJOIN_PAUSE {
-                break;
-            }
-        }
-        // Where ZooKeeper says that it is this one, the other will find that out: else both might end.
-        let is_other = |(_, other): &(String, Identity)| other.joined && !node.is_registered();
-        if let Some((url, _)) = find_other_root(node).filter(is_other) {
-            return Err(format!("another root answers at {url} now, and a tree has one"));
-        }
+    if node.config.is_root() {
+        return keep_alone(node);
     }
     let mut lost = false;
     loop {

@@ -186,7 +186,11 @@ impl Node {
 
     /// How deep this node stands, the root's level being 1; 0 before it has its place.
     fn level(&self) -> u32 {
-        self.place().map_or(0, |place| tree::level(place.position))
+        // For each invalidation: the root's place is made anew each time, and it is not needed for that.
+        if self.table.get().is_some() {
+            return 1;
+        }
+        self.last_join().map_or(0, |joined| tree::level(joined.place.position))
     }
 
     /// Takes the place that the root gave in answer to a join that was sent then, and its lease.
