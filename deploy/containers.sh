@@ -96,7 +96,7 @@ remove_tree() {
   docker info >/dev/null 2>&1 || fail "Docker does not answer, so nothing is removed"
   docker ps -aq --filter "label=$name" | xargs -r docker rm --force --volumes >/dev/null
   docker network ls -q --filter "name=^$name$" | xargs -r docker network rm >/dev/null
-  docker volume ls -q --filter "name=^$name-(zookeeper|root)$" | xargs -r docker volume rm >/dev/null
+  docker volume ls -q --filter "name=^$name-(zookeeper|root|test)$" | xargs -r docker volume rm >/dev/null
   rm -rf .vagrant .tree-token
 }
 

@@ -12,11 +12,18 @@ cd "$(dirname "$0")/.."
 export VAGRANT_CHECKPOINT_DISABLE=1
 unset TREE_DEPTH API_PORT ROOT_NODE_ID STARTUP_DELAY ALLOWED_HOSTS
 
+mark=tree-cache-test    # a volume that says that the tree which is here is this test's
 if [ -n "$(docker ps -aq --filter label=tree-cache; docker network ls -q --filter 'name=^tree-cache$'
   docker volume ls -q --filter 'name=^tree-cache-(zookeeper|root)$')" ]; then
-  echo "test-up: a tree is here already, and the test would remove it; \`make down\` first" >&2
-  exit 1
+  if docker volume inspect "$mark" >/dev/null 2>&1; then
+    echo "test-up: removing what a test that was interrupted has left"
+    make -s down
+  else
+    echo "test-up: a tree is here already, and the test would remove it; \`make down\` first" >&2
+    exit 1
+  fi
 fi
+docker volume create "$mark" >/dev/null
 scratch=$(mktemp -d)
 passed=0 failed=0 skipped=0
 clean_up() {
@@ -398,6 +405,7 @@ check "vagrant destroy removes all" removes_all vagrant destroy -f
 
 # -- the second tree, by Vagrant alone ---------------------------------------------------------
 
+docker volume create "$mark" >/dev/null
 size=15 root=3 leaf=15
 api_port=$(free_ports 6000 $size) || exit
 export TREE_DEPTH=4 ROOT_NODE_ID=3 API_PORT=$api_port STARTUP_DELAY=0
