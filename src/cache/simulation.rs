@@ -521,6 +521,7 @@ impl World {
         self.disk.borrow_mut().committer = self.current.get();
         loop {
             let now = self.look(0).await;
+            // Another thread does this, whenever it likes.
             root.store.borrow_mut().sweep(now);
             let batch = root.store.borrow_mut().take_batch(now);
             let Some(batch) = batch else {

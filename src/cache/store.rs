@@ -78,8 +78,11 @@ const ITEM_BYTES: usize = 176;
 /// Copies and records of absent keys take at most this part of what is held.
 const ABSENT_SHARE: usize = 16;
 
-/// What one sweep looks at while others wait for the lock.
-const SWEEP_ITEMS: usize = 1000;
+/// What one sweep drops while others wait for the lock: a third of a millisecond's work.
+const SWEEP_ITEMS: usize = 256;
+
+/// Between two sweeps that follow each other: a lock that is given back and taken at once is not free for others.
+pub const SLICE_PAUSE: Duration = Duration::from_millis(1);
 
 /// How much is held, in numbers.
 #[derive(Debug, Clone, Copy, Default)]
@@ -368,11 +371,11 @@ impl<W: Clone> Store<W> {
     }
 
     /// Drops some of what has ended. Nothing depends on it but memory, since every use looks at the
-    /// clock. Returns whether there may be more; then call again, and let others have the lock between.
+    /// clock. Returns whether there may be more; then let others have the lock, and call again.
     pub fn sweep(&mut self, now: Instant) -> bool {
         if self.decided.len() >= SWEEP_ITEMS {
             // What is swept must be committed, and no write is to wait long behind it.
-            return false;
+            return true;
         }
         let marked = self.marked(now);
         let ended = self.ends.iter().take_while(|(ends, _)| *ends <= marked);

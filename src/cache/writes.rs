@@ -7,7 +7,7 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use super::leases::{Key, Record};
-use super::store::{Store, item_bytes};
+use super::store::{SLICE_PAUSE, Store, item_bytes};
 use super::value::Value;
 
 /// A change of one key.
@@ -49,7 +49,7 @@ pub enum Refusal {
     /// It cannot be done in its time.
     Late(&'static str),
     /// Others are before it, or what it depends on is not durable yet: have the batch committed, wait to be woken, and
-    /// ask again. At that time, if there is one, in any case: the root is too young until then (rule 10).
+    /// ask again. At that time, if there is one, in any case: the root is too young until then (rule 10), or room is made.
     NotYet(Option<Instant>),
 }
 
@@ -158,13 +158,14 @@ impl<W: Clone> Store<W> {
     /// Refuses a value for which there is no room. There may be some once what has ended may be dropped.
     fn expect_room(&mut self, key: &str, value: &Value, who: &W, now: Instant) -> Result<(), Refusal> {
         let needed = |store: &Self| store.bytes() + store.growth(key, Some(value));
-        if needed(self) > self.setup.max_bytes {
-            // What has ended needs no room.
-            while self.sweep(now) {}
-        }
+        // What has ended needs no room.
+        let may_be_more = needed(self) > self.setup.max_bytes && self.sweep(now);
         let (needed_bytes, allowed) = (needed(self), self.setup.max_bytes);
         if needed_bytes <= allowed {
             return Ok(());
+        }
+        if may_be_more {
+            return Err(Refusal::NotYet(Some(now + SLICE_PAUSE)));
         }
         let mut ended = self.ends.iter().take_while(|(ends, _)| *ends <= now);
         if self.mark.is_some() && ended.any(|(_, key)| !self.writers.contains_key(key)) {

@@ -75,11 +75,7 @@ pub fn keep_committing(node: &Node, durable: &Durable) -> Result<(), String> {
     node.committer.get_or_init(thread::current);
     loop {
         let now = Instant::now();
-        let batch = {
-            let mut store = node.store();
-            store.sweep(now);
-            store.take_batch(now)
-        };
+        let batch = node.store().take_batch(now);
         let Some(batch) = batch else {
             thread::park_timeout(COMMIT_PAUSE);
             continue;

@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use crate::cache::store::{Gauges, Setup, Store};
+use crate::cache::store::{Gauges, SLICE_PAUSE, Setup, Store};
 use crate::cache::value::Value;
 use crate::config::Config;
 use crate::http::client::Client;
@@ -274,8 +274,10 @@ impl Node {
     pub fn keep_swept(&self) -> ! {
         loop {
             thread::sleep(SWEEP_PAUSE);
-            // The lock is free between two slices.
-            while self.store().sweep(Instant::now()) {}
+            while self.store().sweep(Instant::now()) {
+                self.wake_committer();
+                thread::sleep(SLICE_PAUSE);
+            }
         }
     }
 

@@ -549,6 +549,36 @@ fn a_full_store_waits_for_the_end_of_what_has_ended() {
 }
 
 #[test]
+fn what_ends_at_once_is_dropped_in_slices_and_a_write_has_dropped_what_it_needs() {
+    let number = 8 * SWEEP_ITEMS;
+    let (mut store, now) = store_of(true, number * (ITEM_BYTES + 14));
+    for key in 0..number {
+        write(&mut store, &key.to_string(), &Write::Put(value("1"), Some(SECOND)), now).unwrap();
+    }
+    let end = now + SECOND;
+    let dropped = |store: &mut Store<u64>, look: &mut dyn FnMut(&mut Store<u64>) -> bool| {
+        let before = store.gauges().entries;
+        let is_done = look(store);
+        let dropped = before - store.gauges().entries.min(before);
+        assert!(dropped <= SWEEP_ITEMS, "{dropped} in one hold of the lock");
+        is_done
+    };
+    // It needs the room of some three slices.
+    let long = Write::Put(value(&format!("\"{}\"", "x".repeat(5 * SWEEP_ITEMS * ITEM_BYTES / 2))), None);
+    let ticket = store.queue_write("long", Condition::None, end + LIMIT, 1);
+    let pause = Refusal::NotYet(Some(end + SLICE_PAUSE));
+    let mut tries = 0;
+    let mut finish = |store: &mut Store<u64>| {
+        tries += 1;
+        store.finish_write("long", ticket, &long, end).inspect_err(|refusal| assert_eq!(*refusal, pause)).is_ok()
+    };
+    while !dropped(&mut store, &mut finish) {}
+    assert!(tries > 2 && store.gauges().entries > 4 * SWEEP_ITEMS, "{tries}, {:?}", store.gauges());
+    while dropped(&mut store, &mut |store| store.sweep(end)) {}
+    assert_eq!(store.gauges().entries, 1);
+}
+
+#[test]
 fn more_on_disk_than_there_is_room_for_is_refused() {
     let (mut store, now) = durable_root(ITEM_BYTES + 20);
     store.restore("k", value("1"), None).unwrap();
