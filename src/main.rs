@@ -21,15 +21,25 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use config::Config;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
 use http::client::Client;
-use http::{api, sentinel, server};
+use http::server::{self, Server};
+use http::{api, sentinel};
 use node::{Node, durable, join};
 
 /// How long `tree-cache health` waits.
 const HEALTH_LIMIT: Duration = Duration::from_secs(2);
+
+/// A signal that comes sooner after the first one is the same: Ctrl-C comes twice through a shell.
+const SECOND_SIGNAL: Duration = Duration::from_secs(1);
+
+/// What the program ends with goes here.
+type End = mpsc::Sender<Result<(), String>>;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -62,6 +72,7 @@ fn main() -> ExitCode {
 fn run() -> Result<(), String> {
     let config = Config::from_env()?;
     start_log(&config);
+    let signals = Signals::new([SIGTERM, SIGINT]).map_err(|error| format!("could not wait for signals: {error}"))?;
     // A connection takes two descriptors, and the usual 1,024 are soon gone. Where more may not be had, so be it.
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         log::warn!("could not raise the limit of descriptors: {error}");
@@ -76,22 +87,24 @@ fn run() -> Result<(), String> {
     // Serving comes before joining: the root asks a node that joins whether it can be reached.
     let max_value_bytes = config.max_value_bytes;
     let node = Arc::new(Node::new(config, address));
-    let served = Arc::clone(&node);
-    let handler = move |incoming: Result<server::Incoming, _>| api::handle(&served, incoming);
-    let (fatal, ended) = mpsc::channel();
-    let server_fatal = fatal.clone();
-    let report = move |error| drop(server_fatal.send(error));
-    server::serve(listener, max_value_bytes, Box::new(handler), report)
+    let answering = Arc::clone(&node);
+    let handler = move |incoming: Result<server::Incoming, _>| api::handle(&answering, incoming);
+    let (end, ended) = mpsc::channel();
+    let fatal = end.clone();
+    let report = move |error| drop(fatal.send(Err(error)));
+    let server = server::serve(listener, max_value_bytes, Box::new(handler), report)
         .map_err(|error| format!("could not serve {address}: {error}"))?;
 
-    let (swept, fail) = (Arc::clone(&node), fatal.clone());
-    start_thread("sweep", &fatal, move || swept.keep_swept())?;
-    start_thread("join", &fatal, move || take_part(&node, &fail))?;
-    Err(ended.recv().expect("the server never lets go of its sender"))
+    let (leaving, swept, ends) = (Arc::clone(&node), Arc::clone(&node), end.clone());
+    start_thread("signals", &end, move || leave_when_told(leaving, server, signals, &ends))?;
+    start_thread("sweep", &end, move || swept.keep_swept())?;
+    let ends = end.clone();
+    start_thread("join", &end, move || take_part(&node, &ends))?;
+    ended.recv().expect("the server never lets go of its sender")
 }
 
 /// Gets this node its place, and keeps it.
-fn take_part(node: &Arc<Node>, fatal: &mpsc::Sender<String>) -> Result<(), String> {
+fn take_part(node: &Arc<Node>, end: &End) -> Result<(), String> {
     if node.config.is_root() {
         let (durable, lease) = durable::take_over(node)?;
         join::expect_alone(node)?;
@@ -99,29 +112,48 @@ fn take_part(node: &Arc<Node>, fatal: &mpsc::Sender<String>) -> Result<(), Strin
         node.take_table(places, lease);
         if let Some(durable) = durable {
             let committing = Arc::clone(node);
-            start_thread("commit", fatal, move || durable::keep_committing(&committing, &durable))?;
+            start_thread("commit", end, move || durable::keep_committing(&committing, &durable))?;
         }
     }
     join::join_root(node)?;
     // Whoever started us may have stopped reading.
     let _ = writeln!(std::io::stdout(), "{} listening on http://{}", node.myself.name, node.address);
     let registered = Arc::clone(node);
-    start_thread("registry", fatal, move || crate::zookeeper::keep_registered(&registered))?;
+    start_thread("registry", end, move || crate::zookeeper::keep_registered(&registered))?;
     join::keep_joined(node)
+}
+
+/// Waits for the signal to leave, and has the program end with 0 when it has left; at a second signal it ends at once.
+fn leave_when_told(node: Arc<Node>, server: Arc<Server>, mut signals: Signals, end: &End) -> Result<(), String> {
+    let mut signals = signals.forever();
+    signals.next();
+    let (began, left) = (Instant::now(), end.clone());
+    log::info!("leaving: no other node must have this one on record");
+    start_thread("leave", end, move || {
+        let limit = join::leave_limit(&node);
+        join::leave(&node, limit);
+        server.close(limit);
+        log::info!("left after {:.1?}", began.elapsed());
+        // Nobody else waits for the end.
+        let _ = left.send(Ok(()));
+        Ok(())
+    })?;
+    signals.find(|_| began.elapsed() >= SECOND_SIGNAL);
+    Err("ended at once, by a second signal".to_owned())
 }
 
 /// Starts a thread. An error in which its work ends is one for the whole program, and so is a panic: without this thread
 /// a node would live on that does half of its work.
 fn start_thread(
     name: &str,
-    fatal: &mpsc::Sender<String>,
+    end: &End,
     work: impl FnOnce() -> Result<(), String> + Send + 'static,
 ) -> Result<(), String> {
-    let fail = fatal.clone();
+    let end = end.clone();
     let panicked = format!("the thread {name:?} panicked");
     let work = move || {
         let ended = catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(panicked));
-        ended.unwrap_or_else(|error| drop(fail.send(error)));
+        ended.unwrap_or_else(|error| drop(end.send(Err(error))));
     };
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
     thread.map(drop).map_err(|error| format!("could not start the thread {name:?}: {error}"))
@@ -136,6 +168,8 @@ fn start_log(config: &Config) {
         .filter_module("tree_cache", config.log_level)
         // Without its server this crate logs 65,000 lines a second; what they mean is logged by us.
         .filter_module("zookeeper", log::LevelFilter::Off)
+        // What it says before it stops accepting is said by us, if we did not ask it to.
+        .filter_module("tiny_http", log::LevelFilter::Off)
         .format(move |out, record| writeln!(out, "{name} {}: {}", record.level(), record.args()))
         .init();
     // A panic is a broken invariant, or one that tiny_http is known for, which a client causes by a reset.

@@ -156,6 +156,10 @@ pub struct Store<W> {
     pub(super) noted_lease: Duration,
     /// The root finishes no write before (rule 10).
     pub(super) young_until: Option<Instant>,
+    /// Until when a node above may have this one on record.
+    on_record_until: Option<Instant>,
+    /// Nothing is granted or kept any more, and fetches with a higher number name no holder.
+    leaving: Option<u64>,
     /// When items end.
     pub(super) ends: BTreeSet<(Instant, Key)>,
 }
@@ -177,6 +181,8 @@ impl<W: Clone> Store<W> {
             waiting: Vec::new(),
             noted_lease: Duration::ZERO,
             young_until: None,
+            on_record_until: None,
+            leaving: None,
             ends: BTreeSet::new(),
         }
     }
@@ -233,6 +239,10 @@ impl<W: Clone> Store<W> {
     ) -> (Option<Leased>, Vec<W>) {
         let Reading { key, holder, .. } = *reading;
         let fetch = self.take_fetch(key, number).expect("a fetch is under way until it is ended");
+        if self.leaving.is_none_or(|leaving| number < leaving) {
+            // Whether an answer came or not.
+            self.on_record_until = self.on_record_until.max(Some(now + record_life(self.setup.lease)));
+        }
         let outcome = fetched.map(|(Leased { value, lease }, asked_at)| {
             // Rule 2: the ancestor recorded us later than we asked, so its record outlives this copy.
             if !fetch.marked {
@@ -303,7 +313,8 @@ impl<W: Clone> Store<W> {
         // 1. A write lists the holders, and begins to invalidate them.
         // 2. A node fetches, and gets a lease on the old value.
         // 3. The write ends. Nobody has told that node.
-        let Some(holder) = holder.filter(|_| !self.writers.contains_key(key)) else { return Some(Leased::once(value)) };
+        let is_banned = self.leaving.is_some() || self.writers.contains_key(key);
+        let Some(holder) = holder.filter(|_| !is_banned) else { return Some(Leased::once(value)) };
         let full = self.setup.lease;
         let lease = match ends.map(|ends| ends - now) {
             // Rule 1: what is left of this copy's lease, so that no copy outlives its source, but for a twentieth, so
@@ -319,7 +330,7 @@ impl<W: Clone> Store<W> {
 
     fn keep_copy(&mut self, key: &str, value: Option<&Value>, ends: Instant, now: Instant) {
         self.remove(key);
-        if now < ends && item_bytes(key, value) <= self.room_bytes(value.is_none()) {
+        if now < ends && self.leaving.is_none() && item_bytes(key, value) <= self.room_bytes(value.is_none()) {
             self.insert(key, value.cloned(), Some(ends));
         }
     }
@@ -343,6 +354,28 @@ impl<W: Clone> Store<W> {
     pub fn holds_for(&self, now: Instant) -> Duration {
         let last = self.ends.last().map(|(ends, _)| *ends).max(self.holders.last_end());
         last.map_or(Duration::ZERO, |ends| ends.saturating_duration_since(now))
+    }
+
+    // -- leaving -------------------------------------------------------------------------------
+
+    /// Grants nothing and keeps nothing from here on.
+    pub fn leave(&mut self) {
+        let number = self.next_number();
+        self.leaving.get_or_insert(number);
+    }
+
+    /// Whether a node that leaves may end: no write waits for it then, nor for what it has granted, and on the root's disk
+    /// nothing is noted as outstanding any more.
+    pub fn may_end(&self, now: Instant) -> bool {
+        let leaving = self.leaving.unwrap_or(0);
+        let names_us = self.fetches.values().flatten().any(|fetch| fetch.number < leaving);
+        let is_to_note = self.mark.is_some() && !self.noted_lease.is_zero() && self.young_for(now).is_zero();
+        self.has_nothing_outstanding(now) && self.on_record_until <= Some(now) && !names_us && !is_to_note
+    }
+
+    /// Whether it grants nothing any more, and what it has granted is over.
+    pub(super) fn has_nothing_outstanding(&self, now: Instant) -> bool {
+        self.leaving.is_some() && self.holders.last_end() <= Some(now)
     }
 
     // -- holders -------------------------------------------------------------------------------

@@ -232,7 +232,9 @@ impl<W: Clone> Store<W> {
             return (!changes.is_empty()).then_some(Batch { changes, ..Batch::default() });
         }
         let mark = self.next_end(self.marked(now)).filter(|ends| *ends <= now).map(|_| now);
-        let lease = Some(self.setup.lease).filter(|lease| *lease != self.noted_lease);
+        // Rule 10: after a clean stop nobody need wait.
+        let lease = if self.has_nothing_outstanding(now) { Duration::ZERO } else { self.setup.lease };
+        let lease = Some(lease).filter(|lease| *lease != self.noted_lease);
         let batch = Batch { changes, mark, lease };
         (!batch.changes.is_empty() || mark.is_some() || lease.is_some()).then_some(batch)
     }

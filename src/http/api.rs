@@ -62,10 +62,10 @@ fn respond(node: &Arc<Node>, incoming: Incoming) -> Result<Answer, Error> {
         Call::Health => node.expect_ready().map(|()| answer_json(&json!({ "status": "ok" }))),
         // Also before it has its place: a node that is told to join here, perhaps itself, would wait in vain.
         Call::Join if !node.config.is_root() => Err(node.not_root(Kind::MisdirectedRequest)),
-        Call::Put(..) | Call::Delete(..) if !node.is_joined() => {
+        Call::Put(..) | Call::Delete(..) if !node.is_joined_soon() => {
             Err(Kind::ServiceUnavailable.error("not joined yet; not applied"))
         }
-        _ if !node.is_joined() => Err(not_joined()),
+        _ if !node.is_joined_soon() => Err(not_joined()),
         Call::Get(key) => get(node, &key),
         Call::List(limit) => Ok(list(node, limit)),
         call @ (Call::Put(..) | Call::Delete(..) | Call::Nodes) if !node.config.is_root() => {
@@ -77,6 +77,10 @@ fn respond(node: &Arc<Node>, incoming: Incoming) -> Result<Answer, Error> {
         Call::Join => join_node(node, &incoming.body),
         Call::Fetch { key, to, holder, wait } => {
             expect_run(node, to)?;
+            if !node.config.is_root() {
+                // The next ancestor is asked at once then.
+                node.expect_stays("")?;
+            }
             fetch(node, &key, holder.as_ref(), wait)
         }
         Call::Invalidate { key, to, level } => {
@@ -271,6 +275,7 @@ fn describe(node: &Node) -> Answer {
         "role": if node.config.is_root() { messages::ROOT } else { "node" },
         "run": node.myself.run,
         "joined": place.is_some(),
+        "leaving": node.is_leaving(),
         "position": place.map(|place| place.position),
         "depth": place.map(|place| tree::level(place.position)),
         "url": node.myself.url,
@@ -309,7 +314,7 @@ fn fetch(node: &Node, key: &str, holder: Option<&Holder>, wait: Duration) -> Res
     if !lease.is_zero() {
         node.metrics.grants.count();
     }
-    let start = messages::start_copy(node.myself.run, lease);
+    let start = messages::start_copy(node.myself.run, node.root_run(), lease);
     Ok(match value {
         Some(value) => answer_with((start + ",").as_bytes(), &value),
         None => Answer::json(200, (start + "}").into_bytes()),

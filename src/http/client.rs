@@ -21,6 +21,7 @@ use crate::cache::leases::Holder;
 use crate::cache::store::Leased;
 use crate::protocol::call::Call;
 use crate::protocol::messages::{self, Acknowledgement, ErrorAnswer, Identity, JoinAnswer, JoinRequest, RUN_HEADER};
+use crate::tree::NodeRef;
 
 /// A connection that is not open after this time will not be.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
@@ -127,16 +128,16 @@ impl Client {
         self.send(root_url, &sent, limit)?.expect(messages::from_json)
     }
 
-    /// Sends a [`Call::Fetch`] to the process of that run at `url`. Any other gives no answer (rule 8): a stranger on a
+    /// Sends a [`Call::Fetch`] to a process, for a node below `root`. Any other gives no answer (rule 8): a stranger on a
     /// reused port says 200 to anything.
-    pub fn fetch_copy(&self, url: &str, run: u64, call: &Call, limit: Duration) -> Result<Leased, CallError> {
-        let reply = self.send(url, &Sent::plain(call), limit)?;
+    pub fn fetch_copy(&self, from: &NodeRef, root: u64, call: &Call, limit: Duration) -> Result<Leased, CallError> {
+        let reply = self.send(&from.url, &Sent::plain(call), limit)?;
         if reply.status != 200 {
             return Err(reply.refused());
         }
         let refused = |detail| CallError::Refused { status: 200, detail };
-        let (by, leased) = messages::read_copy(reply.body).map_err(refused)?;
-        if by == run { Ok(leased) } else { Err(refused(format!("by run {by}"))) }
+        let (by, leased) = messages::read_copy(reply.body, root).map_err(refused)?;
+        if by == from.run { Ok(leased) } else { Err(refused(format!("by run {by}"))) }
     }
 
     /// Tells a holder that its copy, and those below it, must go.

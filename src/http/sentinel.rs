@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -65,11 +65,15 @@ pub struct Sentinel {
 }
 
 impl Sentinel {
-    /// Watches the server at `address`; reports to `fatal` when it has been silent for too long.
-    pub fn start(address: SocketAddr, fatal: impl Fn(String) + Send + 'static) -> io::Result<Self> {
+    /// Watches the server at `address` until it closes; reports to `fatal` when it has been silent for too long.
+    pub fn start(
+        address: SocketAddr,
+        closing: Arc<AtomicBool>,
+        fatal: impl Fn(String) + Send + 'static,
+    ) -> io::Result<Self> {
         let new_clients = Arc::<AtomicU64>::default();
         let there = Arc::clone(&new_clients);
-        let watch = move || watch(reachable(address), &there, &fatal);
+        let watch = move || watch(reachable(address), &there, &closing, &fatal);
         let thread = thread::Builder::new().name("sentinel".to_owned()).spawn(watch)?.thread().clone();
         Ok(Self { new_clients, thread, known: HashMap::new(), pruned: Instant::now() })
     }
@@ -81,19 +85,19 @@ impl Sentinel {
             self.known.retain(|_, last| last.elapsed() <= KNOWN_TIME);
         }
         if self.known.insert(client, Instant::now()).is_none() {
-            self.new_clients.fetch_add(1, Ordering::SeqCst);
+            self.new_clients.fetch_add(1, SeqCst);
             // If it is about to park, it does not: no new client is overlooked.
             self.thread.unpark();
         }
     }
 }
 
-fn watch(address: SocketAddr, new_clients: &AtomicU64, fatal: &impl Fn(String)) {
+fn watch(address: SocketAddr, new_clients: &AtomicU64, closing: &AtomicBool, fatal: &impl Fn(String)) {
     let (mut last_sign, mut last_check) = (Instant::now(), Instant::now());
     let (mut seen, mut knocks, mut saved, mut failures) = (0, 1, SAVED_KNOCKS, 0);
     let mut threads_before = count_threads();
-    loop {
-        let (clients, threads) = (new_clients.load(Ordering::SeqCst), count_threads());
+    while !closing.load(SeqCst) {
+        let (clients, threads) = (new_clients.load(SeqCst), count_threads());
         if clients > seen || threads > threads_before {
             (last_sign, knocks) = (Instant::now(), MAX_KNOCKS.min(2 * knocks));
         } else {
@@ -119,6 +123,7 @@ fn watch(address: SocketAddr, new_clients: &AtomicU64, fatal: &impl Fn(String)) 
         match check(address) {
             // The check was a client, too, and a knock.
             Ok(()) => (seen, failures) = (seen + 1, 0),
+            Err(_) if closing.load(SeqCst) => {}
             Err(error) => {
                 log::warn!("this node does not answer at {address}: {error}");
                 failures += 1;

@@ -13,14 +13,14 @@
 use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tiny_http::{Method, Request, Response, StatusCode};
 
 use super::body::{self, Flight, Refused, is_absurd};
@@ -44,6 +44,13 @@ const SPARE_THREADS: usize = 32;
 /// For how long nothing is heard that comes after the last request of a connection. Then its client has left, or never
 /// will.
 const DEAF_TIME: Duration = Duration::from_secs(5);
+
+/// A server that closes has done so when nothing was in hand for this time: each client that asks on a connection which is
+/// there is told to close it, and one that comes anew is refused.
+const QUIET_TIME: Duration = Duration::from_millis(100);
+
+/// Between two looks whether something is in hand.
+const CLOSE_PAUSE: Duration = Duration::from_millis(10);
 
 /// A request as the handler sees it: its body has been read whole.
 pub struct Incoming<'a> {
@@ -122,18 +129,22 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Serves for ever on threads of its own; `handler` is called with bodies of at most `max_body_bytes`.
-/// What ends the serving goes to `fatal`.
+/// Serves on threads of its own; `handler` is called with bodies of at most `max_body_bytes`. What ends the serving goes
+/// to `fatal`, unless [`Server::close`] does.
 pub fn serve(
     listener: TcpListener,
     max_body_bytes: usize,
     handler: Box<Handler>,
     fatal: impl Fn(String) + Clone + Send + Sync + 'static,
-) -> io::Result<()> {
-    let sentinel = Sentinel::start(listener.local_addr()?, fatal.clone())?;
+) -> io::Result<Arc<Server>> {
+    let closing = Arc::<AtomicBool>::default();
+    let sentinel = Sentinel::start(listener.local_addr()?, Arc::clone(&closing), fatal.clone())?;
+    let listening = listener.try_clone()?;
     let http = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
-    let server = Server {
+    let server = Arc::new(Server {
         http,
+        listening,
+        closing,
         leader: Mutex::new(sentinel),
         connections: Mutex::default(),
         waiting: AtomicUsize::new(0),
@@ -141,12 +152,16 @@ pub fn serve(
         flight: Flight::new(max_body_bytes),
         handler,
         fatal: Box::new(fatal),
-    };
-    Arc::new(server).start_thread()
+    });
+    server.start_thread()?;
+    Ok(server)
 }
 
-struct Server {
+pub struct Server {
     http: tiny_http::Server,
+    /// The listening socket, which `tiny_http` does not give away.
+    listening: TcpListener,
+    closing: Arc<AtomicBool>,
     /// Held by the leader, who tells the sentinel of each request. Whoever takes a request from `tiny_http` also puts
     /// it in its queue before anybody takes the next one. If two threads did so side by side:
     /// 1. One takes the first request of a connection, another the second, and serves it.
@@ -173,6 +188,21 @@ struct Connections {
 }
 
 impl Server {
+    /// Refuses new connections, and carries out what is in hand and what comes on those that are there, with the word that
+    /// they close; returns when nothing more comes, or at the limit.
+    pub fn close(&self, limit: Duration) {
+        self.closing.store(true, SeqCst);
+        // It may have ended by itself.
+        let _ = SockRef::from(&self.listening).shutdown(Shutdown::Read);
+        let (began, mut last_busy) = (Instant::now(), Instant::now());
+        while last_busy.elapsed() < QUIET_TIME && began.elapsed() < limit {
+            thread::sleep(CLOSE_PAUSE);
+            if !self.connections().served.is_empty() {
+                last_busy = Instant::now();
+            }
+        }
+    }
+
     fn start_thread(self: &Arc<Self>) -> io::Result<()> {
         let server = Arc::clone(self);
         self.waiting.fetch_add(1, SeqCst);
@@ -188,6 +218,8 @@ impl Server {
         loop {
             let (client, first) = match self.lead() {
                 Ok(taken) => taken,
+                // What comes on connections that are there is still served.
+                Err(_) if self.closing.load(SeqCst) => continue,
                 Err(error) => return (self.fatal)(format!("could not accept connections any more: {error}")),
             };
             if self.waiting.fetch_sub(1, SeqCst) == 1
@@ -254,7 +286,7 @@ impl Server {
         match body::read(&mut request, self.max_body_bytes, &self.flight) {
             Ok((body, _held)) => {
                 let answer = (self.handler)(Ok(Incoming { request: &request, body }));
-                send(request, &answer);
+                self.send(request, &answer);
             }
             Err(Refused { error, is_last }) => {
                 let answer = (self.handler)(Err(error));
@@ -262,10 +294,16 @@ impl Server {
                     self.end(client);
                     refuse(request, &answer);
                 } else {
-                    send(request, &answer);
+                    self.send(request, &answer);
                 }
             }
         }
+    }
+
+    fn send(&self, request: Request, answer: &Answer) {
+        let closes = self.closing.load(SeqCst);
+        let connection = if closes { "Connection: close\r\n" } else { connection_of(&request) };
+        send(request, answer, connection);
     }
 
     fn has_ended(&self, client: SocketAddr) -> bool {
@@ -304,8 +342,8 @@ impl Server {
 
 /// Sends the answer to a request whose body has been read. The head is ours, since `tiny_http`'s own gives a 204 a
 /// length, sends 32 KiB and more in chunks, obeys `TE`, and does not say that an old connection stays.
-fn send(request: Request, answer: &Answer) {
-    let head = write_head(answer, connection_of(&request));
+fn send(request: Request, answer: &Answer, connection: &str) {
+    let head = write_head(answer, connection);
     let mut parts = [head.as_bytes(), &answer.body, &answer.value];
     if *request.method() == Method::Head {
         parts[1..].fill(&[]);

@@ -6,10 +6,12 @@
 //! Invariant: two living processes never hold one place, and a process in the table could be reached
 //! by the root when it came.
 
-use std::thread;
+use std::sync::atomic::Ordering::SeqCst;
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use super::{Node, not_joined};
+use crate::cache::leases::record_life;
 use crate::http::client::CallError;
 use crate::protocol::error::{Error, Kind};
 use crate::protocol::messages::{Identity, JoinAnswer, JoinRequest, PROTOCOL, whole_ms};
@@ -43,14 +45,21 @@ const ALONE_PAUSE: Duration = Duration::from_secs(10);
 /// How long a starting root waits for another one that starts as well, and must end or go on.
 const ALONE_LIMIT: Duration = Duration::from_secs(15);
 
+/// Between two looks of a node that leaves whether it may end.
+const LEAVE_PAUSE: Duration = Duration::from_millis(20);
+
+/// What leaving may take beyond what records last.
+const LEAVE_SLACK: Duration = Duration::from_secs(1);
+
 // -- one root ----------------------------------------------------------------------------------
 
 /// Makes sure that no other root answers where this one is to be found. Of two that start, the one with the smaller run
-/// stays; but it may be that only the other one can see both, so it is waited for.
+/// stays; but it may be that only the other one can see both, so it is waited for. One that leaves is waited for, too.
 pub fn expect_alone(node: &Node) -> Result<(), String> {
     let started = Instant::now();
     while let Some((url, other)) = find_other_root(node) {
-        if other.joined || other.run < node.myself.run || started.elapsed() > ALONE_LIMIT {
+        let (stays, limit) = if other.leaving { (false, START_LIMIT) } else { (other.joined, ALONE_LIMIT) };
+        if stays || (!other.leaving && other.run < node.myself.run) || started.elapsed() > limit {
             return Err(format!("another root answers at {url}, and a tree has one"));
         }
         thread::sleep(RETRY_PAUSE);
@@ -73,7 +82,7 @@ fn keep_alone(node: &Node) -> Result<(), String> {
         if node.is_registered() {
             continue;
         }
-        if let Some((url, _)) = find_other_root(node).filter(|(_, other)| other.joined) {
+        if let Some((url, _)) = find_other_root(node).filter(|(_, other)| other.joined && !other.leaving) {
             return Err(format!("another root answers at {url} now, and a tree has one"));
         }
     }
@@ -165,6 +174,29 @@ fn refused(node: &Node, status: u16, detail: &str) -> String {
     format!("{} cannot join at {}: {detail} ({status})", node.myself.name, node.config.root_url)
 }
 
+// -- leaving -----------------------------------------------------------------------------------
+
+/// How long a node that leaves waits for what others have of it on record, and then for what is in hand.
+pub fn leave_limit(node: &Node) -> Duration {
+    let lease = node.last_join().map_or(node.config.lease, |joined| joined.lease);
+    record_life(lease) + LEAVE_SLACK
+}
+
+/// Takes on nothing more, and returns when no other node has this one on record: no write waits for it then. It goes on
+/// joining, answering and invalidating meanwhile. Where the root leaves, too, or gives no answer, there are no writes.
+pub fn leave(node: &Node, limit: Duration) {
+    let began = Instant::now();
+    node.leaving.store(true, SeqCst);
+    node.store().leave();
+    node.joiner.get().into_iter().for_each(Thread::unpark);
+    // Before it has its place nobody has it on record.
+    let is_waited_for = || node.is_joined() && !node.store().may_end(Instant::now()) && !node.has_lost_root(began);
+    while is_waited_for() && began.elapsed() < limit {
+        node.wake_committer();
+        thread::sleep(LEAVE_PAUSE);
+    }
+}
+
 // -- the root ----------------------------------------------------------------------------------
 
 /// Gives a node its place, unless it is not of this tree, another process lives in its place, or it cannot be reached.
@@ -207,7 +239,9 @@ pub fn admit(node: &Node, join: JoinRequest) -> Result<JoinAnswer, Error> {
     if !is_repeat {
         log::info!("{} has position {position}, below {}", tree::name(join.id), place.ancestors[0].name);
     }
-    let (root_ms, lease_ms) = (whole_ms(node.started.elapsed()), whole_ms(node.config.lease));
+    // Who leaves grants nothing, and those who leave as well need not wait for it.
+    let lease = if node.is_leaving() { Duration::ZERO } else { node.config.lease };
+    let (root_ms, lease_ms) = (whole_ms(node.started.elapsed()), whole_ms(lease));
     Ok(JoinAnswer { run: node.myself.run, root_ms, place, lease_ms })
 }
 

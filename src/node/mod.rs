@@ -11,6 +11,7 @@ mod walk;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -28,6 +29,12 @@ pub use walk::READ_LIMIT;
 
 /// Whoever waits for a join asks for another after this time.
 const JOIN_AGAIN: Duration = Duration::from_millis(200);
+
+/// How long a request waits for the place of a node that starts.
+const PLACE_LIMIT: Duration = Duration::from_secs(1);
+
+/// Between two looks whether it has it.
+const PLACE_PAUSE: Duration = Duration::from_millis(10);
 
 /// Between two sweeps.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
@@ -57,6 +64,8 @@ pub struct Node {
     joiner: OnceLock<Thread>,
     /// Guards which ancestors gave no answer lately, by URL, and until when they are not asked.
     passed_over: Mutex<HashMap<String, Instant>>,
+    /// Set before the store is told.
+    leaving: AtomicBool,
     /// Guards whether ZooKeeper has this node's znodes; nobody knows before the first attempt.
     registered: Mutex<Option<bool>>,
 }
@@ -115,6 +124,7 @@ impl Node {
             joined: Condvar::new(),
             joiner: OnceLock::new(),
             passed_over: Mutex::default(),
+            leaving: AtomicBool::new(false),
             registered: Mutex::default(),
             config,
         }
@@ -169,17 +179,39 @@ impl Node {
         self.table.get().is_some() || lock(&self.joins).last.is_some()
     }
 
+    /// The same, but whoever asks a node that has just started need not be sent away.
+    pub fn is_joined_soon(&self) -> bool {
+        let asked = Instant::now();
+        while !self.is_joined() && asked.elapsed() < PLACE_LIMIT {
+            thread::sleep(PLACE_PAUSE);
+        }
+        self.is_joined()
+    }
+
     /// Since when the root has not been heard; the root hears itself.
     pub fn root_silence(&self) -> Option<Duration> {
         let of_root = self.table.get().map(|_| Duration::ZERO);
         of_root.or_else(|| self.last_join().map(|joined| joined.heard.elapsed()))
     }
 
-    /// Refuses clients that could go to another node: this one has no place yet, or has lost its root.
+    /// Refuses clients that could go to another node: this one has no place yet, has lost its root, or leaves.
     pub fn expect_ready(&self) -> Result<(), Error> {
+        self.expect_stays("")?;
         let silence = self.root_silence().ok_or_else(not_joined)?;
         if silence > ALIVE {
             return Err(Kind::ServiceUnavailable.error(format!("the root was last heard {silence:.1?} ago")));
+        }
+        Ok(())
+    }
+
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(SeqCst)
+    }
+
+    /// Refuses what a node that leaves takes on no more; the text ends so.
+    pub fn expect_stays(&self, ending: &str) -> Result<(), Error> {
+        if self.is_leaving() {
+            return Err(Kind::ServiceUnavailable.error(format!("{} is leaving{ending}", self.myself.name)));
         }
         Ok(())
     }
@@ -211,6 +243,13 @@ impl Node {
         self.joined.notify_all();
     }
 
+    /// Whether the root leaves, or has given no answer to the last join, which was sent after that time.
+    fn has_lost_root(&self, time: Instant) -> bool {
+        let joins = lock(&self.joins);
+        let (last, failed) = (joins.last.as_ref(), joins.failed.as_ref().map(|(asked, _)| *asked));
+        last.is_some_and(|last| last.lease.is_zero() || failed > Some(last.asked.max(time)))
+    }
+
     /// What the root says to a join that was sent after that time, or why it says nothing. Of many that wait, none joins
     /// by itself: they wake the one thread that does.
     fn joined_after(&self, time: Instant, deadline: Instant) -> Result<Joined, String> {
@@ -230,6 +269,11 @@ impl Node {
             let woken = self.joined.wait_timeout(joins, left.min(JOIN_AGAIN));
             joins = woken.expect("nothing panics under this lock").0;
         }
+    }
+
+    /// The run of the root that this node has its place from.
+    pub fn root_run(&self) -> u64 {
+        self.last_join().map_or(self.myself.run, |joined| joined.root_run)
     }
 
     /// Refuses what only the root may be asked.

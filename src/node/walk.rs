@@ -42,6 +42,9 @@ const NOT_APPLIED: &str = "; it was not applied";
 /// What asking the root for the tree may take.
 const NODES_LIMIT: Duration = Duration::from_secs(2);
 
+/// Between two attempts to reach a root that may be starting again.
+const ROOT_PAUSE: Duration = Duration::from_millis(50);
+
 /// Between two attempts to tell a holder that gave no answer.
 const RETELL_PAUSE: Duration = Duration::from_millis(100);
 
@@ -74,7 +77,11 @@ impl Node {
                 Step::Answer(answer, source) => return Ok((answer, source)),
                 Step::Fetch(number) => {
                     let _begun = Begun { node: self, key, number };
-                    let fetched = self.ask_ancestors(key, deadline);
+                    let mut fetched = self.ask_ancestors(key, deadline);
+                    // Only whom the client asked: else each on the way up would go on asking for the one below.
+                    while fetched.is_err() && holder.is_none() && self.waits_for_root(deadline) {
+                        fetched = self.ask_ancestors(key, deadline);
+                    }
                     let now = Instant::now();
                     let (answer, waiting) = self.store().end_fetch(&reading, number, fetched.as_ref().ok(), now);
                     waiting.iter().for_each(Thread::unpark);
@@ -96,7 +103,7 @@ impl Node {
 
     /// Asks the ancestors, nearest first, until one answers; says when that one was asked.
     fn ask_ancestors(&self, key: &str, deadline: Instant) -> Result<(Leased, Instant), Error> {
-        let Joined { place, .. } = self.last_join().ok_or_else(not_joined)?;
+        let Joined { place, root_run, .. } = self.last_join().ok_or_else(not_joined)?;
         let mut causes = Vec::new();
         let mut above_asked = false;
         for (steps, ancestor) in place.ancestors.iter().enumerate() {
@@ -109,7 +116,7 @@ impl Node {
             if wait < ANSWER_TIME || (!is_root && (above_asked || self.is_passed_over(&ancestor.url, asked_at))) {
                 continue;
             }
-            let cause = match self.fetch(ancestor, key, wait, limit) {
+            let cause = match self.fetch(ancestor, root_run, key, wait, limit) {
                 Ok(fetched) => return Ok((fetched, asked_at)),
                 Err(cause) => cause,
             };
@@ -134,20 +141,40 @@ impl Node {
         Err(no_answer(key, &causes))
     }
 
+    /// Waits a moment for a root that gave no answer, if it was heard lately and there is time left: it may be starting
+    /// again, and then nobody's read or write need fail.
+    fn waits_for_root(&self, deadline: Instant) -> bool {
+        let waits =
+            self.root_silence().is_some_and(|silence| silence < ALIVE) && Instant::now() + ROOT_PAUSE < deadline;
+        if waits {
+            thread::sleep(ROOT_PAUSE);
+        }
+        waits
+    }
+
     /// Asks the root once more, after a fresh join.
     fn ask_new_root(&self, key: &str, deadline: Instant) -> Option<(Leased, Instant)> {
-        let Joined { place, .. } = self.joined_after(Instant::now(), deadline).ok()?;
+        let Joined { place, root_run, .. } = self.joined_after(Instant::now(), deadline).ok()?;
         let asked_at = Instant::now();
         let left = deadline.saturating_duration_since(asked_at);
-        let fetched = self.fetch(place.ancestors.last()?, key, left, left).ok()?;
+        let fetched = self.fetch(place.ancestors.last()?, root_run, key, left, left).ok()?;
         Some((fetched, asked_at))
     }
 
-    fn fetch(&self, from: &NodeRef, key: &str, wait: Duration, limit: Duration) -> Result<Leased, CallError> {
+    fn fetch(
+        &self,
+        from: &NodeRef,
+        root: u64,
+        key: &str,
+        wait: Duration,
+        limit: Duration,
+    ) -> Result<Leased, CallError> {
         self.metrics.fetches_sent.count();
         let NodeRef { name, url, run } = self.myself.clone();
-        let call = Call::Fetch { key: key.to_owned(), to: from.run, holder: Some(Holder { name, url, run }), wait };
-        self.client.fetch_copy(&from.url, from.run, &call, limit)
+        // Who leaves keeps nothing.
+        let holder = (!self.is_leaving()).then_some(Holder { name, url, run });
+        let call = Call::Fetch { key: key.to_owned(), to: from.run, holder, wait };
+        self.client.fetch_copy(from, root, &call, limit)
     }
 
     fn is_passed_over(&self, url: &str, now: Instant) -> bool {
@@ -172,6 +199,7 @@ impl Node {
         condition: Condition,
         deadline: Instant,
     ) -> Result<(), Error> {
+        self.expect_stays("; not applied")?;
         let ticket = self.store().queue_write(key, condition, deadline, thread::current());
         let _begun = Begun { node: self, key, number: ticket };
         let holders = self.wait_for(deadline, |store, now| store.take_turn(key, ticket, now))?;
@@ -245,6 +273,7 @@ impl Node {
                     (joins_first, is_again) = (true, true);
                     continue;
                 }
+                Err(CallError::NotReached(_)) if self.waits_for_root(deadline) => continue,
                 Err(cause) => cause,
             };
             // Who stands in between may have passed it on.

@@ -76,6 +76,8 @@ pub struct JoinAnswer {
 #[derive(Deserialize)]
 struct CopyAnswer<'a> {
     run: u64,
+    /// The run of the root from which whoever answers has its place.
+    root: Option<u64>,
     lease_ms: u64,
     #[serde(borrow, default, deserialize_with = "read_present")]
     value: Option<&'a RawValue>,
@@ -87,13 +89,16 @@ fn read_present<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Op
 }
 
 /// Writes a [`CopyAnswer`] up to its value.
-pub fn start_copy(run: u64, lease: Duration) -> String {
-    format!(r#"{{"run":{run},"lease_ms":{}"#, lease.as_millis())
+pub fn start_copy(run: u64, root: u64, lease: Duration) -> String {
+    format!(r#"{{"run":{run},"root":{root},"lease_ms":{}"#, lease.as_millis())
 }
 
-/// Reads a [`CopyAnswer`]: the run that gave it, and what it says.
-pub fn read_copy(body: Vec<u8>) -> Result<(u64, Leased), String> {
-    let CopyAnswer { run, lease_ms, value } = from_json(&body)?;
+/// Reads a [`CopyAnswer`]: the run that gave it, and what it says. From below another root than `root` it is answered once
+/// and not kept: whoever joins that one states what it holds of the root before, which must not be more than that, or the
+/// new root would wait for it (rule 10).
+pub fn read_copy(body: Vec<u8>, root: u64) -> Result<(u64, Leased), String> {
+    let CopyAnswer { run, root: by_root, lease_ms, value } = from_json(&body)?;
+    let lease_ms = if by_root == Some(root) { lease_ms } else { 0 };
     let place = value.map(|value| value::find(value, &body));
     let value = place.map(|place| Value::cut_out(body, place));
     Ok((run, Leased { value, lease: Duration::from_millis(lease_ms) }))
@@ -111,6 +116,8 @@ pub const ROOT: &str = "root";
 /// `GET /`: what another node reads of it. What clients do stands where it is written, in `http/api.rs`.
 #[derive(Debug, Deserialize)]
 pub struct Identity {
+    #[serde(default)]
+    pub leaving: bool,
     #[serde(default)]
     pub role: String,
     pub run: u64,
@@ -132,14 +139,15 @@ mod tests {
         for json in ["null", "1e400", r#"{ "a" :  ["\u0000"] }"#] {
             let value = Value::from(json);
             let lease = Duration::from_millis(4998);
-            let sent = [start_copy(7, lease).as_bytes(), b",", &value.last_field()[..]].concat();
-            assert_eq!(read_copy(sent), Ok((7, Leased { value: Some(value), lease })), "{json}");
+            let sent = || [start_copy(7, 3, lease).as_bytes(), b",", &value.last_field()[..]].concat();
+            assert_eq!(read_copy(sent(), 3), Ok((7, Leased { value: Some(value.clone()), lease })), "{json}");
+            assert_eq!(read_copy(sent(), 4), Ok((7, Leased::once(Some(value.clone())))), "below another root");
         }
-        assert_eq!(read_copy(br#"{"run":7,"lease_ms":0}"#.to_vec()), Ok((7, Leased::once(None))));
+        assert_eq!(read_copy(br#"{"run":7,"lease_ms":9}"#.to_vec(), 3), Ok((7, Leased::once(None))));
         for wrong in
             ["", "[1,2]", r#"{"run":7,"lease_ms":-1,"value":2}"#, r#"{"run":7}"#, r#"{"lease_ms":1,"value":2}"#]
         {
-            assert!(read_copy(wrong.into()).is_err(), "{wrong}");
+            assert!(read_copy(wrong.into(), 3).is_err(), "{wrong}");
         }
     }
 }

@@ -224,7 +224,9 @@ fn find_rival(session: &Session, node: &Node) -> ZkResult<Option<(String, bool)>
     let rival =
         live.filter(|live| is_other(live) && live.is_proven(name, held_by, token)).map(|Live { url, run, .. }| {
             let identity = node.client.ask_identity(&url, ASK_LIMIT);
-            let lives = identity.is_ok_and(|identity| identity.run == run && identity.is_root() && identity.joined);
+            let lives = identity.is_ok_and(|identity| {
+                identity.run == run && identity.is_root() && identity.joined && !identity.leaving
+            });
             (format!("another root of this tree is registered in ZooKeeper, at {url}"), lives)
         });
     Ok(rival)

@@ -102,15 +102,16 @@ fn be_client(url: &str, seed: u64, started: Instant, over: &AtomicBool, last_val
     history
 }
 
-/// How often nodes were killed and paused, and how often that was the root.
+/// How often nodes were killed, were paused and left, and how often that was the root.
 #[derive(Debug, Default)]
 struct Faults {
     kills: u32,
     pauses: u32,
+    leaves: u32,
     of_the_root: u32,
 }
 
-/// Kills, pauses and restarts one node after another, for that time. Says ten times what the root takes: in a long run
+/// Kills, pauses or has leave, and restarts, one node after another, for that time. Says ten times what the root takes: in a long run
 /// none of it may grow.
 fn be_chaos(nodes: &mut [Node], seed: u64, time: Duration) -> Faults {
     let (mut random, mut faults, mut tenth) = (Random(seed), Faults::default(), 1);
@@ -125,16 +126,24 @@ fn be_chaos(nodes: &mut [Node], seed: u64, time: Duration) -> Faults {
         // The root early, for a short run.
         let chosen = if faults.kills + faults.pauses == 1 { 0 } else { chosen };
         let node = &mut nodes[chosen];
-        if rest(100) < 500 {
-            node.kill();
-            rest(1000);
-            node.restart();
-            faults.kills += 1;
-        } else {
-            node.pause();
-            rest(2500);
-            node.resume();
-            faults.pauses += 1;
+        match rest(100) % 3 {
+            0 => {
+                node.kill();
+                rest(1000);
+                node.restart();
+                faults.kills += 1;
+            }
+            1 => {
+                node.leave();
+                node.restart();
+                faults.leaves += 1;
+            }
+            _ => {
+                node.pause();
+                rest(2500);
+                node.resume();
+                faults.pauses += 1;
+            }
         }
         faults.of_the_root += u32::from(chosen == 0);
         if started.elapsed() > time * tenth / 10 {
@@ -155,7 +164,7 @@ fn no_client_sees_the_past_while_nodes_are_killed_paused_and_restarted() {
     let urls: Vec<String> = tree.nodes.iter().map(|node| node.url.clone()).collect();
     let (started, over, last_value) = (Instant::now(), AtomicBool::new(false), AtomicU64::new(0));
     let seed = u64::from(std::process::id()) + 1;
-    let (history, Faults { kills, pauses, of_the_root }) = thread::scope(|scope| {
+    let (history, Faults { kills, pauses, leaves, of_the_root }) = thread::scope(|scope| {
         let clients: Vec<_> = urls
             .iter()
             .zip(1..)
@@ -172,8 +181,8 @@ fn no_client_sees_the_past_while_nodes_are_killed_paused_and_restarted() {
     let writes = history.iter().filter(|operation| operation.writes).count();
     let unknown = history.iter().filter(|operation| operation.ended == NEVER).count();
     println!(
-        "{} reads, {writes} writes ({unknown} with an unknown outcome), {kills} kills and {pauses} pauses, {of_the_root} of \
-         them the root's, in {seconds} s",
+        "{} reads, {writes} writes ({unknown} with an unknown outcome), {kills} kills, {pauses} pauses and {leaves} times \
+         that a node left, {of_the_root} of them the root's, in {seconds} s",
         history.len() - writes
     );
     for key in 0..KEYS {

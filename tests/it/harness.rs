@@ -1,5 +1,7 @@
 //! Starts nodes and whole trees of them.
 
+use std::time::{Duration, Instant};
+
 use crate::client::{Answer, try_call};
 
 pub use crate::process::{
@@ -51,6 +53,20 @@ impl Node {
         let port = self.port.to_string();
         let env: Vec<_> = self.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         *self = Self::start(&[&env[..], &[("API_PORT", &port)]].concat());
+    }
+
+    /// Has the node leave, waits for its end, and says how long it took. It must end with 0.
+    pub fn leave(&mut self) -> Duration {
+        let began = Instant::now();
+        self.process.signal("TERM");
+        self.expect_left(began)
+    }
+
+    /// The same, where it was told to leave at that time.
+    pub fn expect_left(&mut self, began: Instant) -> Duration {
+        let (code, _, log) = self.process.wait_for_end(PROCESS_LIMIT);
+        assert_eq!(code, Some(0), "{log}");
+        began.elapsed()
     }
 
     /// Stops the node where it stands; it keeps its connections and accepts none.

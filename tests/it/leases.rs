@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::client::{Raw, copy_path, join_body};
-use crate::harness::{Node, Process, Tree, load_alone, poll_until};
+use crate::harness::{Node, PROCESS_LIMIT, Process, Tree, load_alone, poll_until};
 use crate::impostor::Impostor;
 
 const FROM_COPY: &str = "reads_total{from=\"copy\"}";
@@ -248,7 +248,9 @@ fn a_value_with_a_ttl_is_gone_from_every_node_when_it_is_over() {
 fn with_the_root_dead_a_read_costs_few_fetches_however_deep_the_reader_is() {
     let mut tree = Tree::start(5, &[]);
     tree.nodes[0].kill();
-    let answer = tree.leaf().get("/store/k");
+    let leaf = tree.leaf();
+    poll_until(PROCESS_LIMIT, "the leaf has lost its root", || leaf.get("/health").status == 503);
+    let answer = leaf.get("/store/k");
     assert_eq!(answer.status, 503);
     assert!(answer.text().len() < 500, "{}", answer.text());
     let fetches: u64 = tree.nodes[1..].iter().map(|node| node.metric("fetches_sent_total")).sum();

@@ -15,6 +15,7 @@ mod hostile;
 mod house;
 mod impostor;
 mod leases;
+mod leaving;
 mod local;
 mod page;
 mod process;
