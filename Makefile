@@ -18,8 +18,8 @@ logs: ## show what its nodes log, and go on until Ctrl-C
 zk: ## draw that tree as ZooKeeper has it
 	@bash deploy/containers.sh zk
 
-halt: ## stop it; up starts the same tree again
-	@vagrant halt
+halt: ## stop it, the root first; up starts the same tree again
+	@bash deploy/containers.sh halt
 
 down: ## remove it with its data, however it was left
 	@bash deploy/containers.sh remove

@@ -4,6 +4,7 @@
 #   containers.sh ready     waits until every node has its place, draws the tree, and says what to try
 #   containers.sh status    draws the tree, and lists the containers
 #   containers.sh logs      shows what the nodes log, until Ctrl-C
+#   containers.sh halt      stops it: the root first, then all other nodes at once, then ZooKeeper
 #   containers.sh zk        draws the tree as ZooKeeper has it, read with its own client
 #   containers.sh remove    removes all of the tree, however it was left
 set -uo pipefail
@@ -91,6 +92,14 @@ draw_zookeeper() {
   done <<<"$paths"
 }
 
+# Where the root has left the others need not wait for anything.
+halt_tree() {
+  local root=$name-NODE-$root_id
+  docker stop "$root" >/dev/null
+  docker ps -q --filter "label=$name.node" | xargs -r docker stop >/dev/null
+  docker ps -q --filter "label=$name" | xargs -r docker stop >/dev/null
+}
+
 # By label, since Vagrant forgets what was made in a run that broke off, or when .vagrant is lost.
 remove_tree() {
   docker info >/dev/null 2>&1 || fail "Docker does not answer, so nothing is removed"
@@ -104,7 +113,8 @@ case ${1-} in
   ready) read_settings; wait_for_places; echo; draw_tree && say_what_to_try ;;
   status) read_settings; draw_tree; echo; list_containers ;;
   logs) read_settings; follow_logs ;;
+  halt) read_settings; halt_tree ;;
   zk) read_settings; draw_zookeeper ;;
   remove) remove_tree ;;
-  *) fail "usage: containers.sh ready | status | logs | zk | remove" ;;
+  *) fail "usage: containers.sh ready | status | logs | halt | zk | remove" ;;
 esac

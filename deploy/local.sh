@@ -68,13 +68,20 @@ export DATA_DIR=${DATA_DIR:-$scratch/data}
 export NEW_TREE=1
 
 pids=()                 # of the processes that this script started, by id
+# The root leaves first, and the others at once: without it there is nothing that they need wait for. A second signal
+# reaches all, and ends them where they stand.
 stop() {
-  trap '' INT TERM
-  ((${#pids[@]})) && kill "${pids[@]}" 2>/dev/null
-  wait
+  trap 'kill "${pids[@]}" 2>/dev/null' INT TERM
+  end ${pids[ROOT_NODE_ID]-}
+  end "${pids[@]}"
   exit "$1"
 }
-trap 'echo; echo "stopping ${#pids[@]} nodes"; stop 0' INT TERM
+end() {
+  kill "$@" 2>/dev/null
+  # A signal interrupts the wait.
+  while kill -0 "$@" 2>/dev/null; do wait "$@" 2>/dev/null; done
+}
+trap 'echo; echo "stopping ${#pids[@]} nodes (once more: at once)"; stop 0' INT TERM
 
 for id in "${ids[@]}"; do
   port=$(port_of "$id")
