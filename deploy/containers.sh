@@ -4,7 +4,7 @@
 #   containers.sh ready     waits until every node has its place, draws the tree, and says what to try
 #   containers.sh status    draws the tree, and lists the containers
 #   containers.sh logs      shows what the nodes log, until Ctrl-C
-#   containers.sh halt      stops it: the root first, then all other nodes at once, then ZooKeeper
+#   containers.sh halt      stops it: the root first, then all others at once
 #   containers.sh zk        draws the tree as ZooKeeper has it, read with its own client
 #   containers.sh remove    removes all of the tree, however it was left
 set -uo pipefail
@@ -96,7 +96,6 @@ draw_zookeeper() {
 halt_tree() {
   local root=$name-NODE-$root_id
   docker stop "$root" >/dev/null
-  docker ps -q --filter "label=$name.node" | xargs -r docker stop >/dev/null
   docker ps -q --filter "label=$name" | xargs -r docker stop >/dev/null
 }
 

@@ -6,6 +6,8 @@
 //! In every other schedule the root has a disk, and it crashes as well: the process alone, or the machine, whose disk then
 //! has lost some of what was not synced. It comes back with another lease, and its wall clock may have jumped.
 //!
+//! In further schedules nodes leave as well, the root too, which then has nothing outstanding for the next one to wait for.
+//!
 //! What stood at the root, and when, is on record. Each read must have given what stood there at some moment between
 //! its beginning and its end. No write may be decided after its client was told that it was given up on. And a root that
 //! comes back has what stood when it went, or what was decided after that and never seen.
@@ -18,6 +20,7 @@
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::ops::Range;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -43,6 +46,12 @@ const PRESENT: u64 = u64::MAX;
 
 /// The root's leases, one for each of its lives.
 const ROOT_LEASES: [Duration; 3] = [Duration::from_secs(3), LEASE, Duration::from_secs(8)];
+
+/// From this number on nodes leave.
+const LEAVING_SEEDS: u64 = 1 << 32;
+
+/// How long a node that leaves waits at most.
+const LEAVE_LIMIT: Duration = Duration::from_secs(11);
 
 /// No answer came; whether the call took effect is unknown.
 #[derive(Debug)]
@@ -75,6 +84,9 @@ struct World {
     /// The writes by their tickets in this life of the root.
     tickets: RefCell<HashMap<u64, u64>>,
     disk: RefCell<Disk>,
+    /// Whether nodes leave, and how often one has ended in good order.
+    leaves: bool,
+    left: Cell<usize>,
     /// What a root has shown that came back, if it may not.
     undone: RefCell<Option<String>>,
 }
@@ -131,6 +143,7 @@ struct Node {
     life: Cell<u64>,
     down: Cell<bool>,
     paused_until: Cell<Duration>,
+    leaving: Cell<bool>,
     /// Its place, as far as it knows, and the nodes above it.
     place: Cell<usize>,
     above: RefCell<Vec<usize>>,
@@ -204,6 +217,8 @@ impl World {
             decided: RefCell::default(),
             tickets: RefCell::default(),
             disk: RefCell::default(),
+            leaves: seed >= LEAVING_SEEDS,
+            left: Cell::new(0),
             undone: RefCell::default(),
         };
         for (number, above) in ABOVE.iter().enumerate() {
@@ -215,6 +230,7 @@ impl World {
                 life: Cell::new(1),
                 down: Cell::new(false),
                 paused_until: Cell::new(Duration::ZERO),
+                leaving: Cell::new(false),
                 place: Cell::new(number),
                 above: RefCell::new(above.to_vec()),
                 clock_speed,
@@ -410,12 +426,13 @@ impl World {
         for ancestor in above {
             let left = deadline.saturating_sub(self.now.get());
             let limit = if ancestor == 0 { left } else { left / 2 };
-            let (asked, holder) = (self.clock(number), holder.clone());
+            let (asked, holder) =
+                (self.clock(number), Some(holder.clone()).filter(|_| !self.nodes[number].leaving.get()));
             let to = self.nodes[ancestor].life.get();
             let read = move |world: Rc<Self>, there: usize| async move {
                 // Rule 8: it is meant for that run.
-                if world.nodes[there].life.get() == to {
-                    world.read(there, Some(holder), limit).await
+                if world.nodes[there].life.get() == to && !(there > 0 && world.nodes[there].leaving.get()) {
+                    world.read(there, holder, limit).await
                 } else {
                     Err(NoAnswer)
                 }
@@ -463,6 +480,9 @@ impl World {
     /// Whether it was done; else its condition did not hold.
     async fn write(self: Rc<Self>, change: Change, deadline: Instant) -> Result<bool, NoAnswer> {
         let root = &self.nodes[0];
+        if root.leaving.get() {
+            return Err(NoAnswer);
+        }
         let ticket = root.store.borrow_mut().queue_write(KEY, change.condition, deadline, self.current.get());
         self.tickets.borrow_mut().insert(ticket, change.number);
         let end = self.true_time(0, deadline);
@@ -570,12 +590,14 @@ impl World {
         }
     }
 
-    fn crash_root(self: &Rc<Self>) {
+    /// A process that ends in good order leaves to the machine what it has written, as half of those do that crash.
+    fn end_root(self: &Rc<Self>, may_lose: bool) {
         let root = &self.nodes[0];
         root.down.set(true);
+        root.leaving.set(false);
         root.life.set(root.life.get() + 1);
         let mut disk = self.disk.borrow_mut();
-        if self.chance(50) {
+        if may_lose && self.chance(50) {
             let (synced, commits) = (disk.synced, disk.commits.as_mut().expect("it has a disk"));
             let left = self.below((commits.len() - synced) as u64 + 1);
             commits.truncate(synced + usize::try_from(left).unwrap());
@@ -741,24 +763,18 @@ impl World {
             self.sleep(self.up_to(Duration::from_secs(2))).await;
             let number = 1 + usize::try_from(self.below(6)).unwrap();
             let node = &self.nodes[number];
+            if self.leaves && self.chance(40) {
+                let is_root = self.chance(50) && self.disk.borrow().commits.is_some();
+                self.spawn(None, Rc::clone(&self).leave(if is_root { 0 } else { number }));
+                continue;
+            }
             match self.below(8) {
-                0 | 1 if !node.down.get() => {
-                    node.down.set(true);
-                    node.life.set(node.life.get() + 1);
-                    let world = Rc::clone(&self);
-                    self.spawn(None, async move {
-                        world.sleep(world.up_to(Duration::from_secs(4))).await;
-                        let node = &world.nodes[number];
-                        node.store.replace(new_store(number, node.life.get(), LEASE));
-                        world.take_place(number);
-                        node.down.set(false);
-                    });
-                }
+                0 | 1 if !node.down.get() => self.end_node(number),
                 2 => node.paused_until.set(self.now.get() + self.up_to(Duration::from_secs(8))),
                 3 => self.nodes.iter().for_each(|node| {
                     node.store.borrow_mut().sweep(self.clock(node.number));
                 }),
-                7 if !self.nodes[0].down.get() && self.disk.borrow().commits.is_some() => self.crash_root(),
+                7 if !self.nodes[0].down.get() && self.disk.borrow().commits.is_some() => self.end_root(true),
                 4 => self.nodes[0].paused_until.set(self.now.get() + self.up_to(Duration::from_secs(4))),
                 5 => {
                     // Two restarted nodes have got each other's places.
@@ -777,6 +793,42 @@ impl World {
                 }
             }
         }
+    }
+
+    fn end_node(self: &Rc<Self>, number: usize) {
+        let node = &self.nodes[number];
+        node.down.set(true);
+        node.leaving.set(false);
+        node.life.set(node.life.get() + 1);
+        let world = Rc::clone(self);
+        self.spawn(None, async move {
+            world.sleep(world.up_to(Duration::from_secs(4))).await;
+            let node = &world.nodes[number];
+            node.store.replace(new_store(number, node.life.get(), LEASE));
+            world.take_place(number);
+            node.down.set(false);
+        });
+    }
+
+    /// What `node/join.rs` does.
+    async fn leave(self: Rc<Self>, number: usize) {
+        let (node, began) = (&self.nodes[number], self.now.get());
+        let life = node.life.get();
+        if node.down.get() || node.leaving.replace(true) {
+            return;
+        }
+        node.store.borrow_mut().leave();
+        let mut may_end = false;
+        while !may_end && self.now.get() < began + LEAVE_LIMIT {
+            self.wake([self.disk.borrow().committer]);
+            self.sleep(Duration::from_millis(20)).await;
+            if node.life.get() != life {
+                return;
+            }
+            may_end = node.paused_until.get() <= self.now.get() && node.store.borrow().may_end(self.clock(number));
+        }
+        self.left.set(self.left.get() + usize::from(may_end));
+        if number == 0 { self.end_root(false) } else { self.end_node(number) }
     }
 
     /// The first read that gave what did not stand at the root within it, or the first write that came too late.
@@ -810,8 +862,8 @@ fn number_of(value: Option<Value>) -> u64 {
     value.map_or(0, |value| serde_json::from_slice(value.raw()).expect("values are numbers here"))
 }
 
-/// Runs one schedule; returns how many operations it had, or what went wrong.
-fn run_schedule(seed: u64) -> Result<usize, String> {
+/// Runs one schedule; returns how many reads it had and how often a node left, or what went wrong.
+fn run_schedule(seed: u64) -> Result<(usize, usize), String> {
     let (world, numbers) = (World::new(seed), Rc::new(Cell::new(0)));
     for _ in 0..5 {
         world.spawn(None, Rc::clone(&world).be_client(Rc::clone(&numbers)));
@@ -830,7 +882,8 @@ fn run_schedule(seed: u64) -> Result<usize, String> {
     // The processes that are left hold the world, and it them.
     let tasks = world.tasks.take();
     drop(tasks);
-    world.find_violation().map_or(Ok(world.reads.borrow().len()), |violation| Err(format!("seed {seed}: {violation}")))
+    let done = (world.reads.borrow().len(), world.left.get());
+    world.find_violation().map_or(Ok(done), |violation| Err(format!("seed {seed}: {violation}")))
 }
 
 #[test]
@@ -839,19 +892,30 @@ fn no_schedule_sees_the_past() {
         println!("{:?}", run_schedule(seed.parse().expect("SEED is a number")));
     }
     let schedules = std::env::var("SCHEDULES").map_or(20_000, |number| number.parse().expect("SCHEDULES is a number"));
+    run_schedules(0..schedules);
+    let left = run_schedules(LEAVING_SEEDS..LEAVING_SEEDS + schedules / 4);
+    assert!(left as u64 > schedules / 4, "nodes must leave");
+}
+
+/// Returns how often a node has left.
+fn run_schedules(seeds: Range<u64>) -> usize {
+    let schedules = seeds.end - seeds.start;
     let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64);
     let shares: Vec<_> = (0..threads)
         .map(|share| {
+            let seeds = seeds.clone();
             std::thread::spawn(move || {
-                let seeds = (0..schedules).filter(|seed| seed % threads == share);
+                let seeds = seeds.filter(|seed| seed % threads == share);
                 seeds.map(run_schedule).collect::<Vec<_>>()
             })
         })
         .collect();
     let ends: Vec<_> = shares.into_iter().flat_map(|share| share.join().unwrap()).collect();
-    let reads: usize = ends.iter().filter_map(|end| end.as_ref().ok()).sum();
+    let done = ends.iter().filter_map(|end| end.as_ref().ok());
+    let (reads, left) = done.fold((0, 0), |(reads, left), done| (reads + done.0, left + done.1));
     let violations: Vec<_> = ends.iter().filter_map(|end| end.as_ref().err()).collect();
-    println!("{schedules} schedules, {reads} reads, {} violations", violations.len());
+    println!("{schedules} schedules, {reads} reads, {left} times left, {} violations", violations.len());
     assert_eq!(violations.first(), None, "{} of {schedules}", violations.len());
     assert!(reads as u64 > schedules * 30, "the schedules must do something");
+    left
 }
