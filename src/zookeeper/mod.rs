@@ -5,10 +5,9 @@
 //! or fail is done by a session's own thread, which reports after every step; another thread only
 //! listens, and waits by the clock. To the rest of the program a node is registered or it is not.
 //!
-//! All nodes are registered again within 15 s of ZooKeeper's return, which is 2 (1 + 3) + 4 + 3. A session that will
-//! never answer is given up on after two waits of [`LOOK_PAUSE`] and [`CALL_LIMIT`], since one is not yet over
-//! [`SESSION_LIFE`]. The pause before the next session is [`LAST_PAUSE`] at most. That one takes 3 s to connect.
-//! A further server that hangs adds its 3 s, and a name server what it takes to look up the names.
+//! All nodes are registered again within 15 s of ZooKeeper's return, which is 8 + 4 + 3. A session that will never answer
+//! is given up on after [`SILENCE_LIMIT`]. The pause before the next session is [`LAST_PAUSE`] at most. That one takes
+//! 3 s to connect. A further server that hangs adds its 3 s, and a name server what it takes to look up the names.
 //!
 //! Left out: what the znodes say ([`znodes`]), and how they are read and written ([`session`]).
 
@@ -34,8 +33,9 @@ use crate::tree::{Member, NodeRef};
 /// Between two looks at this node's znodes.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
-/// A call that takes longer counts as unanswered.
-const CALL_LIMIT: Duration = Duration::from_secs(3);
+/// A session that is silent for longer counts as lost: it lives for [`SESSION_LIFE`]. Looking up the servers' names may
+/// take some of that time, too.
+const SILENCE_LIMIT: Duration = Duration::from_secs(8);
 
 /// How long a starting root waits for the tree.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(3);
@@ -87,9 +87,8 @@ pub fn keep_registered(node: &Arc<Node>) -> Result<(), String> {
 /// Listens until the session ends, or is silent for longer than it can live; returns why. The error is what this root
 /// must end with.
 fn listen(node: &Node, reports: &Receiver<Report>, pause: &mut Duration) -> Result<String, String> {
-    let mut last_report = Instant::now();
     loop {
-        match reports.recv_timeout(LOOK_PAUSE + CALL_LIMIT) {
+        match reports.recv_timeout(SILENCE_LIMIT) {
             Ok(Report::Answered | Report::Found(_)) => {}
             Ok(Report::Looked(found)) => {
                 if found.is_ok() {
@@ -100,16 +99,8 @@ fn listen(node: &Node, reports: &Receiver<Report>, pause: &mut Duration) -> Resu
             Ok(Report::Rival(text)) => return Err(text),
             Ok(Report::Lost(cause)) => return Ok(cause),
             Err(RecvTimeoutError::Disconnected) => return Ok("the client panicked".to_owned()),
-            Err(RecvTimeoutError::Timeout) => {
-                let cause = format!("no answer within {} s", CALL_LIMIT.as_secs());
-                if last_report.elapsed() > SESSION_LIFE {
-                    return Ok(cause);
-                }
-                note(node, Err(cause));
-                continue;
-            }
+            Err(RecvTimeoutError::Timeout) => return Ok(format!("no answer within {} s", SILENCE_LIMIT.as_secs())),
         }
-        last_report = Instant::now();
     }
 }
 

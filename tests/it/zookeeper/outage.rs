@@ -198,7 +198,7 @@ fn a_connection_to_zookeeper_that_is_cut_without_a_word_is_replaced() {
     wait_for_standing(&[&node], "registered");
     relay.cut();
     wait_for_standing(&[&node], "not registered");
-    expect_lines(&node, "not registered in ZooKeeper, trying again and again: no answer within 3 s", 1);
+    expect_lines(&node, "not registered in ZooKeeper, trying again and again: no answer within 8 s", 1);
     wait_for_standing(&[&node], "registered");
     server.expect_tree(&[&node]);
 }
