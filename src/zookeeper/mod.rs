@@ -27,7 +27,7 @@ use self::znodes::{ABOVE_ALL, LIVE, Live, Shape, TREE};
 use crate::config::Config;
 use crate::node::Node;
 use crate::node::join::ASK_LIMIT;
-use crate::protocol::messages;
+use crate::protocol::messages::{self, Identity};
 use crate::tree::{Member, NodeRef};
 
 /// Between two looks at this node's znodes.
@@ -98,7 +98,7 @@ fn listen(node: &Node, reports: &Receiver<Report>, pause: &mut Duration) -> Resu
             }
             Ok(Report::Rival(text)) => return Err(text),
             Ok(Report::Lost(cause)) => return Ok(cause),
-            Err(RecvTimeoutError::Disconnected) => return Ok("the client panicked".to_owned()),
+            Err(RecvTimeoutError::Disconnected) => return Ok("its thread panicked, or did not start".to_owned()),
             Err(RecvTimeoutError::Timeout) => return Ok(format!("no answer within {} s", SILENCE_LIMIT.as_secs())),
         }
     }
@@ -158,31 +158,32 @@ fn shape(config: &Config) -> Shape {
 /// Starts a thread that connects and looks after this node's znodes.
 fn start_session(node: &Arc<Node>, servers: &[String]) -> Receiver<Report> {
     let (reports, receiver) = mpsc::channel();
-    let (node, servers, sender) = (Arc::clone(node), servers.to_vec(), reports.clone());
+    let (node, servers) = (Arc::clone(node), servers.to_vec());
     let session = move || {
-        let ended = Session::connect(&servers, sender.clone())
+        let ended = Session::connect(&servers, reports.clone())
             .and_then(|session| look_after(&node, &session).map_err(|cause| format!("{}: {cause:?}", session.address)));
         // Nobody listens to a session that was given up on.
-        let _ = sender.send(ended.unwrap_or_else(Report::Lost));
+        let _ = reports.send(ended.unwrap_or_else(Report::Lost));
     };
-    if let Err(error) = thread::Builder::new().name("zookeeper".to_owned()).spawn(session) {
-        let _ = reports.send(Report::Lost(format!("could not start a thread: {error}")));
-    }
+    // If it does not start, the channel closes without a report, as when it panics.
+    let _ = thread::Builder::new().name("zookeeper".to_owned()).spawn(session);
     receiver
 }
 
 /// Looks after this node's znodes until the session is over, or another root is known to live. A root that has no table
 /// yet is first told what is there.
 fn look_after(node: &Node, session: &Session) -> ZkResult<Report> {
+    let live_path = format!("{LIVE}/{}", node.myself.name);
     let mut live_owner = None;
     let mut mirrored = Vec::new();
     loop {
-        let looked = match find_rival(session, node)? {
+        let live = session.read(&live_path)?;
+        let looked = match live.and_then(|(data, held_by)| find_rival(node, &data, held_by)) {
             Some((text, true)) => return Ok(Report::Rival(text)),
             // It may only be cut off from us.
             Some((text, false)) => Ok(Err(text)),
             None if !node.is_joined() => return recover(node, session).map(Report::Found),
-            None => hold_live(session, node, &mut live_owner)
+            None => hold_live(session, node, &live_path, &mut live_owner)
                 .and_then(|()| mirror_table(session, node, &mut mirrored))
                 .and_then(|()| hold_place(session, node)),
         };
@@ -202,51 +203,39 @@ fn look_after(node: &Node, session: &Session) -> ZkResult<Report> {
     }
 }
 
-/// Finds a process of this tree that has the live znode of this root at another URL, and whether it lives and is a root.
-/// One at our own is our former self.
-fn find_rival(session: &Session, node: &Node) -> ZkResult<Option<(String, bool)>> {
-    let (name, token) = (&node.myself.name, node.config.token.as_deref());
-    let path = live_path(name);
-    let Some(held_by) = node.config.is_root().then(|| session.owner(&path)).transpose()?.flatten() else {
-        return Ok(None);
-    };
-    let live = session.data(&path)?.and_then(|data| messages::from_json::<Live>(&data).ok());
-    let is_other = |live: &Live| live.run != node.myself.run && live.url != node.myself.url;
-    let rival =
-        live.filter(|live| is_other(live) && live.is_proven(name, held_by, token)).map(|Live { url, run, .. }| {
-            let identity = node.client.ask_identity(&url, ASK_LIMIT);
-            let lives = identity.is_ok_and(|identity| {
-                identity.run == run && identity.is_root() && identity.joined && !identity.leaving
-            });
-            (format!("another root of this tree is registered in ZooKeeper, at {url}"), lives)
-        });
-    Ok(rival)
-}
-
-fn live_path(name: &str) -> String {
-    format!("{LIVE}/{name}")
+/// Finds in the live znode of this root another process of this tree, at another URL, and whether it lives and is a
+/// root. One at our own is our former self.
+fn find_rival(node: &Node, data: &[u8], held_by: i64) -> Option<(String, bool)> {
+    let NodeRef { name, url, run } = &node.myself;
+    let live: Live = messages::from_json(data).ok().filter(|_| node.config.is_root())?;
+    if live.run == *run || live.url == *url || !live.is_proven(name, held_by, node.config.token.as_deref()) {
+        return None;
+    }
+    let identity = node.client.ask_identity(&live.url, ASK_LIMIT);
+    let is_root = |identity: Identity| identity.is_root() && identity.joined && !identity.leaving;
+    let lives = identity.is_ok_and(|identity| identity.run == live.run && is_root(identity));
+    Some((format!("another root of this tree is registered in ZooKeeper, at {}", live.url), lives))
 }
 
 /// Holds this node's live znode, and remembers by which session: the client does not tell its own.
-fn hold_live(session: &Session, node: &Node, owner: &mut Option<i64>) -> ZkResult<()> {
+fn hold_live(session: &Session, node: &Node, path: &str, owner: &mut Option<i64>) -> ZkResult<()> {
     let NodeRef { name, url, run } = &node.myself;
     let data = |session| messages::to_json(&Live::new(name, url, *run, session, node.config.token.as_deref()));
-    let path = live_path(name);
-    if let Some(held_by) = session.owner(&path)?.filter(|held_by| Some(*held_by) == *owner) {
-        return session.write(&path, &data(held_by));
+    if let Some((_, held_by)) = session.read(path)?.filter(|(_, held_by)| Some(*held_by) == *owner) {
+        return session.write(path, &data(held_by));
     }
     // A session of a former run, or one of ours that was lost: with it the znode would go.
-    session.delete_whole(&path)?;
+    session.delete_whole(path)?;
     session.create(ABOVE_ALL, b"", CreateMode::Persistent)?;
     session.create(LIVE, b"", CreateMode::Persistent)?;
     // Which session that is only the znode tells.
-    session.create(&path, &data(0), CreateMode::Ephemeral)?;
-    let held_by = session.owner(&path)?.ok_or(ZkError::NoNode)?;
-    if session.data(&path)? != Some(data(0)) {
+    session.create(path, &data(0), CreateMode::Ephemeral)?;
+    let (created, held_by) = session.read(path)?.ok_or(ZkError::NoNode)?;
+    if created != data(0) {
         return Err(ZkError::NodeExists);
     }
     *owner = Some(held_by);
-    session.write(&path, &data(held_by))
+    session.write(path, &data(held_by))
 }
 
 /// Makes this node's znode in the tree say what it should; the text says why it cannot yet.
@@ -257,7 +246,7 @@ fn hold_place(session: &Session, node: &Node) -> ZkResult<Result<(), String>> {
         return Ok(Err("a node above this one is not known".to_owned()));
     };
     let (path, data) = wanted.pop_last().expect("its own is among them");
-    if session.owner(&path)?.is_none() {
+    if session.read(&path)?.is_none() {
         session.create(TREE, &messages::to_json(&shape(&node.config)), CreateMode::Persistent)?;
         for (path, data) in &wanted {
             session.create(path, &messages::to_json(data), CreateMode::Persistent)?;
@@ -292,7 +281,7 @@ fn mirror_table(session: &Session, node: &Node, mirrored: &mut Vec<(u32, Option<
 
 /// Reads the tree that a former run of this root had. One that does not fit is deleted.
 fn recover(node: &Node, session: &Session) -> ZkResult<Vec<(u32, u32)>> {
-    let Some(kept_shape) = session.data(TREE)? else { return Ok(Vec::new()) };
+    let Some((kept_shape, _)) = session.read(TREE)? else { return Ok(Vec::new()) };
     let found = session.read_tree()?;
     match znodes::fit(shape(&node.config), messages::from_json(&kept_shape).ok(), &found) {
         Ok(places) => {

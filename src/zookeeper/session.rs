@@ -73,14 +73,11 @@ impl Session {
         if self.reports.send(Report::Answered).is_ok() { result } else { Err(ZkError::OperationTimeout) }
     }
 
-    /// The session that holds an ephemeral znode, if there is that znode. Which is our own the client does not tell.
-    pub fn owner(&self, path: &str) -> ZkResult<Option<i64>> {
-        self.call(|zk| zk.exists(path, false)).map(|stat| stat.map(|stat| stat.ephemeral_owner))
-    }
-
-    /// The data of a znode, if there is that znode.
-    pub fn data(&self, path: &str) -> ZkResult<Option<Vec<u8>>> {
-        self.call(|zk| zk.get_data(path, false)).map(|(data, _)| Some(data)).or_else(none_if_gone)
+    /// The data of a znode, if there is that znode, and the session that holds it, if it is ephemeral. Which session is our
+    /// own the client does not tell.
+    pub fn read(&self, path: &str) -> ZkResult<Option<(Vec<u8>, i64)>> {
+        let read = self.call(|zk| zk.get_data(path, false));
+        read.map(|(data, stat)| Some((data, stat.ephemeral_owner))).or_else(none_if_gone)
     }
 
     /// All znodes of the tree that may be of use: a stranger may have made more, and deeper ones.
@@ -89,7 +86,7 @@ impl Session {
         while let Some(above) = unread.pop() {
             for name in self.call(|zk| zk.get_children(&above, false)).or_else(none_if_gone)? {
                 let path = format!("{above}/{name}");
-                let data = self.data(&path)?.unwrap_or_default();
+                let (data, _) = self.read(&path)?.unwrap_or_default();
                 found.insert(path.clone(), messages::from_json(&data).ok());
                 if znodes::level(&path) < tree::MAX_DEPTH && found.len() < MAX_ZNODES {
                     unread.push(path);
@@ -101,8 +98,8 @@ impl Session {
 
     /// Makes a znode say what it should; the one above must be there.
     pub fn write(&self, path: &str, data: &[u8]) -> ZkResult<()> {
-        match self.data(path)? {
-            Some(found) if found == data => Ok(()),
+        match self.read(path)? {
+            Some((found, _)) if found == data => Ok(()),
             Some(_) => self.call(|zk| zk.set_data(path, data.to_vec(), None)).map(drop),
             None => {
                 self.create(path, data, CreateMode::Persistent)?;
