@@ -13,7 +13,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use log::LevelFilter;
-use ureq::http::Uri;
 use ureq::http::uri::Authority;
 
 use crate::tree;
@@ -199,10 +198,7 @@ fn refuse(variable: &str, value: &str, allowed: &str) -> String {
 }
 
 fn servers(text: &str) -> Option<Vec<String>> {
-    let read = |server: &str| {
-        let (url, authority) = (format!("http://{server}"), Authority::from_str(server).ok()?);
-        (authority.port().is_some() && base_url(&url)? == url).then(|| server.to_owned())
-    };
+    let read = |server: &str| split_authority(server)?.1.filter(is_port).map(|_| server.to_owned());
     text.split(',').map(read).collect()
 }
 
@@ -221,28 +217,31 @@ fn hosts(text: &str) -> Option<Vec<String>> {
 
 /// The host in the value of a `Host`, in lower case and without its port; none: it is malformed.
 pub fn host_of(text: &str) -> Option<String> {
-    let authority = Authority::from_str(text).ok()?;
-    let (host, rest) = text.split_at_checked(authority.host().len())?;
-    let is_port = rest.strip_prefix(':').is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
-    let host = (host == authority.host() && (rest.is_empty() || is_port)).then(|| host.to_ascii_lowercase())?;
-    Some(host.strip_suffix('.').unwrap_or(&host).to_owned()).filter(|host| !host.is_empty())
+    let (host, _) = split_authority(text)?;
+    Some(host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()).filter(|host| !host.is_empty())
 }
 
 /// The part of `text` that a path can be appended to, if it is a plain `http://host[:port]`.
 pub fn base_url(text: &str) -> Option<String> {
-    let uri = Uri::from_str(text).ok()?;
-    let authority = uri.authority()?;
-    // Digits only, and a port that one can connect to.
-    let has_port = authority
-        .port()
-        .is_some_and(|port| port.as_str().bytes().all(|byte| byte.is_ascii_digit()) && port.as_u16() > 0);
-    let plain = uri.scheme_str() == Some("http")
-        && matches!(uri.path(), "" | "/")
-        && uri.query().is_none()
-        && (authority.as_str() == authority.host() || has_port)
-        && !authority.host().is_empty()
-        && !authority.as_str().contains('@');
-    plain.then(|| format!("http://{authority}"))
+    let authority = text.strip_prefix("http://")?;
+    let authority = authority.strip_suffix('/').unwrap_or(authority);
+    let (_, port) = split_authority(authority)?;
+    port.as_ref().is_none_or(is_port).then(|| format!("http://{authority}"))
+}
+
+/// Host and port, which is digits, of a plain `host[:port]`.
+fn split_authority(text: &str) -> Option<(&str, Option<&str>)> {
+    let authority = Authority::from_str(text).ok()?;
+    let (host, rest) = text.split_at_checked(authority.host().len())?;
+    let port = rest.strip_prefix(':').filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
+    // Where somebody is named before the host, as in `me@host`, the text begins with another one.
+    let is_plain = host == authority.host() && !host.is_empty() && (rest.is_empty() || port.is_some());
+    is_plain.then_some((host, port))
+}
+
+/// Whether one can connect to it.
+fn is_port(port: &&str) -> bool {
+    port.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
 #[cfg(test)]
