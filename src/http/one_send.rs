@@ -10,7 +10,7 @@ use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTi
 #[derive(Debug)]
 pub struct OneSend;
 
-/// A connection, and what is still to be sent on it: less than fills its buffer, and only until an answer is waited for.
+/// A connection, and what is still to be sent on it: no more than fills its buffer, and only until an answer is waited for.
 #[derive(Debug)]
 pub struct Holding<T> {
     inner: T,
@@ -26,10 +26,15 @@ impl<T: Transport> Connector<T> for OneSend {
 }
 
 impl<T: Transport> Holding<T> {
+    /// Sends what is held, by the buffer through which all must go.
     fn send_held(&mut self, timeout: NextTimeout) -> Result<(), Error> {
-        self.inner.buffers().output()[..self.held.len()].copy_from_slice(&self.held);
-        let sent = self.inner.transmit_output(self.held.len(), timeout);
-        self.held.clear();
+        let Self { inner, held } = self;
+        let buffer_bytes = inner.buffers().output().len();
+        let sent = held.chunks(buffer_bytes).try_for_each(|piece| {
+            inner.buffers().output()[..piece.len()].copy_from_slice(piece);
+            inner.transmit_output(piece.len(), timeout)
+        });
+        held.clear();
         sent
     }
 }
@@ -41,21 +46,13 @@ impl<T: Transport> Transport for Holding<T> {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let output = self.inner.buffers().output();
-        if amount <= output.len() - self.held.len() {
-            self.held.extend_from_slice(&output[..amount]);
-            return Ok(());
-        }
-        // What is held is sent from the same buffer.
-        let more = output[..amount].to_vec();
-        self.send_held(timeout)?;
-        self.held = more;
-        Ok(())
+        let is_full = self.held.len() + amount > output.len();
+        self.held.extend_from_slice(&output[..amount]);
+        if is_full { self.send_held(timeout) } else { Ok(()) }
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        if !self.held.is_empty() {
-            self.send_held(timeout)?;
-        }
+        self.send_held(timeout)?;
         self.inner.await_input(timeout)
     }
 
