@@ -54,6 +54,9 @@ const CHECK_LIMIT: Duration = Duration::from_secs(2);
 /// So many failed checks in a row are fatal.
 const MAX_SILENCE: u32 = 5;
 
+/// How the answer to a check begins; the kernel hands over so little of it in one piece.
+const STATUS: &[u8; 12] = b"HTTP/1.1 200";
+
 /// The other end of the sentinel's thread.
 pub struct Sentinel {
     new_clients: Arc<AtomicU64>,
@@ -145,21 +148,17 @@ fn check(address: SocketAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&address, CHECK_LIMIT)?;
     stream.set_read_timeout(Some(KNOCK_PAUSE))?;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: sentinel\r\nConnection: close\r\n\r\n")?;
-    let (deadline, mut answer, mut piece) = (Instant::now() + CHECK_LIMIT, Vec::new(), [0; 1024]);
-    // Read to the end, so that the connection closes in good order.
-    loop {
-        match stream.read(&mut piece) {
-            Ok(0) => break,
-            Ok(count) => answer.extend_from_slice(&piece[..count]),
-            // It is stranded itself, most likely, and others with it.
-            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
-                (0..MAX_KNOCKS).try_for_each(|_| knock(address))?;
-            }
-            Err(error) => return Err(error),
+    let (deadline, mut status) = (Instant::now() + CHECK_LIMIT, [0; STATUS.len()]);
+    while let Err(error) = stream.read_exact(&mut status) {
+        if error.kind() != ErrorKind::WouldBlock || Instant::now() >= deadline {
+            return Err(error);
         }
+        // It is stranded itself, most likely, and others with it.
+        (0..MAX_KNOCKS).try_for_each(|_| knock(address))?;
     }
-    let status = &answer[..answer.len().min(12)];
-    if status == b"HTTP/1.1 200" { Ok(()) } else { Err(io::Error::other(String::from_utf8_lossy(status))) }
+    // To the end, so that the connection closes in good order.
+    let _ = io::copy(&mut stream, &mut io::sink());
+    if status == *STATUS { Ok(()) } else { Err(io::Error::other(String::from_utf8_lossy(&status))) }
 }
 
 /// Where a server that listens on `address` can be reached from this machine.
