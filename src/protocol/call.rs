@@ -226,11 +226,9 @@ fn read_copies(method: &str, segment: &str, query: &str) -> Result<Call, Error> 
 }
 
 fn read_limit(query: &str) -> Result<usize, Error> {
-    if find_parameter(query, "limit").is_none() {
-        return Ok(MAX_LISTED);
-    }
-    let in_range = |text: &str| read_digits(text).filter(|limit| (1..=MAX_LISTED).contains(limit));
-    read_parameter(query, "limit", &format!("a whole number from 1 to {MAX_LISTED}"), in_range)
+    let read = |text: &str| read_digits(text).filter(|limit| (1..=MAX_LISTED).contains(limit));
+    let what = format!("a whole number from 1 to {MAX_LISTED}");
+    find_parameter(query, "limit").map_or(Ok(MAX_LISTED), |_| read_parameter(query, "limit", &what, read))
 }
 
 /// Reads a method that is none of those which a path has a call for.
