@@ -20,10 +20,10 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use zookeeper::{CreateMode, ZkError, ZkResult};
+use zookeeper::{CreateMode, ZkError, ZkResult, ZooKeeperExt};
 
 use self::session::{SESSION_LIFE, Session};
-use self::znodes::{ABOVE_ALL, LIVE, Live, Shape, TREE};
+use self::znodes::{LIVE, Live, Shape, TREE};
 use crate::config::Config;
 use crate::node::Node;
 use crate::node::join::ASK_LIMIT;
@@ -226,8 +226,7 @@ fn hold_live(session: &Session, node: &Node, path: &str, owner: &mut Option<i64>
     }
     // A session of a former run, or one of ours that was lost: with it the znode would go.
     session.delete_whole(path)?;
-    session.create(ABOVE_ALL, b"", CreateMode::Persistent)?;
-    session.create(LIVE, b"", CreateMode::Persistent)?;
+    session.call(|zk| zk.ensure_path(LIVE))?;
     // Which session that is only the znode tells.
     session.create(path, &data(0), CreateMode::Ephemeral)?;
     let (created, held_by) = session.read(path)?.ok_or(ZkError::NoNode)?;

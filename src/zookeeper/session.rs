@@ -68,7 +68,7 @@ impl Session {
     }
 
     /// Every call goes through here: so each answer is told, and a session that nobody wants any more stops.
-    fn call<T>(&self, call: impl FnOnce(&ZooKeeper) -> ZkResult<T>) -> ZkResult<T> {
+    pub fn call<T>(&self, call: impl FnOnce(&ZooKeeper) -> ZkResult<T>) -> ZkResult<T> {
         let result = call(&self.zookeeper);
         if self.reports.send(Report::Answered).is_ok() { result } else { Err(ZkError::OperationTimeout) }
     }

@@ -19,9 +19,6 @@ use serde::{Deserialize, Serialize};
 use crate::config::base_url;
 use crate::tree::{self, ChildTable, Place};
 
-/// What both of these are below.
-pub const ABOVE_ALL: &str = "/tree-cache";
-
 /// Where the tree is kept.
 pub const TREE: &str = "/tree-cache/tree";
 
