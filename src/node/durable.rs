@@ -141,16 +141,12 @@ impl Durable {
         let lease = outstanding.max(node.config.lease);
         store.be_durable(self.started.0, lease);
         let mut entries = transaction.open_table(ENTRIES)?;
-        let mut ended = Vec::new();
+        // What had ended for good.
+        entries.retain(|_, (ends, _)| !(1..=mark).contains(&ends))?;
         for entry in entries.iter()? {
             let (key, entry) = entry?;
-            match entry.value() {
-                (ends, _) if (1..=mark).contains(&ends) => ended.push(key.value().to_owned()),
-                (ends, json) => store.restore(key.value(), Value::from_raw(json), self.to_instant(ends))?,
-            }
-        }
-        for key in ended {
-            entries.remove(&*key)?;
+            let (ends, json) = entry.value();
+            store.restore(key.value(), Value::from_raw(json), self.to_instant(ends))?;
         }
         notes.insert(LEASE, whole_ns(lease))?;
         drop((notes, entries));
