@@ -196,9 +196,8 @@ fn look_after(node: &Node, session: &Session) -> ZkResult<Report> {
             }
             Err(cause) => return Err(cause),
         };
-        if session.reports.send(Report::Looked(found)).is_err() {
-            return Err(ZkError::OperationTimeout);
-        }
+        // If nobody listens any more, the next call will find that out.
+        let _ = session.reports.send(Report::Looked(found));
         thread::sleep(LOOK_PAUSE);
     }
 }
