@@ -10,7 +10,6 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use serde::de::DeserializeOwned;
 use ureq::http::Request;
 use ureq::unversioned::transport::{Connector, TcpConnector};
 use ureq::{Agent, Timeout};
@@ -21,7 +20,7 @@ use crate::cache::leases::Holder;
 use crate::cache::store::Leased;
 use crate::protocol::call::Call;
 use crate::protocol::messages::{self, Acknowledgement, ErrorAnswer, Identity, JoinAnswer, JoinRequest, RUN_HEADER};
-use crate::tree::NodeRef;
+use crate::tree::{Listing, NodeRef};
 
 /// A connection that is not open after this time will not be.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
@@ -118,7 +117,7 @@ impl Client {
     }
 
     /// The tree, as the node at `url` gives it.
-    pub fn ask_tree<T: DeserializeOwned>(&self, url: &str, limit: Duration) -> Result<T, CallError> {
+    pub fn ask_tree(&self, url: &str, limit: Duration) -> Result<Listing, CallError> {
         self.send(url, &Sent::plain(&Call::Nodes), limit)?.expect(messages::from_json)
     }
 
