@@ -11,13 +11,16 @@ use crate::tree::{self, ListedNode, Listing};
 /// How long the node may take.
 const SHOW_LIMIT: Duration = Duration::from_secs(3);
 
+/// Nodes by position.
+type Nodes<'a> = BTreeMap<u32, &'a ListedNode>;
+
 /// Prints the tree that the node at `url` belongs to; without one, at this configuration's root.
 pub fn show(url: Option<&str>) -> Result<(), String> {
     let url = match url {
         Some(url) => base_url(url).ok_or_else(|| format!("{url:?} is not a URL of the form http://host:port"))?,
         None => Config::of_any_node()?.root_url,
     };
-    let tree: Listing = Client::new(None)
+    let tree = Client::new(None)
         .ask_tree(&url, SHOW_LIMIT)
         .map_err(|error| format!("could not ask for the tree at {url}: {error}"))?;
     if !(1..=tree::MAX_DEPTH).contains(&tree.depth) || tree.size != tree::size(tree.depth) {
@@ -29,27 +32,21 @@ pub fn show(url: Option<&str>) -> Result<(), String> {
 }
 
 fn draw(tree: &Listing) -> String {
-    let nodes: BTreeMap<_, _> = tree.places.iter().map(|node| (node.position, node)).collect();
+    let nodes: Nodes = tree.places.iter().map(|node| (node.position, node)).collect();
     let last = nodes.range(..tree.size).next_back().map_or(0, |(position, _)| *position);
     let mut text = format!("{} of {} nodes, depth {}\n", nodes.len(), tree.size, tree.depth);
-    draw_below(&nodes, (0, last), "", "", &mut text);
+    draw_below(&nodes, last, 0, "", "", &mut text);
     text
 }
 
-/// Draws the node at a position behind `branch`, and those below it behind `indent`.
-fn draw_below(
-    nodes: &BTreeMap<u32, &ListedNode>,
-    (position, last): (u32, u32),
-    branch: &str,
-    indent: &str,
-    text: &mut String,
-) {
+/// Draws the node at a position behind `branch`, and those below it, up to the position `last`, behind `indent`.
+fn draw_below(nodes: &Nodes, last: u32, position: u32, branch: &str, indent: &str, text: &mut String) {
     let label = nodes.get(&position).map_or_else(|| "(free)".to_owned(), |node| label(node));
     text.extend([branch, &label, "\n"]);
     let (left, right) = (2 * position + 1, 2 * position + 2);
     if left <= last {
-        draw_below(nodes, (left, last), &format!("{indent}├── "), &format!("{indent}│   "), text);
-        draw_below(nodes, (right, last), &format!("{indent}└── "), &format!("{indent}    "), text);
+        draw_below(nodes, last, left, &format!("{indent}├── "), &format!("{indent}│   "), text);
+        draw_below(nodes, last, right, &format!("{indent}└── "), &format!("{indent}    "), text);
     }
 }
 
