@@ -23,7 +23,7 @@ use crate::cache::writes::{Condition, Write};
 use crate::config::{base_url, host_of};
 use crate::node::{Node, READ_LIMIT, join, not_joined};
 use crate::protocol::call::{Call, PassedOn, Request};
-use crate::protocol::error::{Error, KEY_NOT_FOUND, Kind};
+use crate::protocol::error::{Error, Kind};
 use crate::protocol::messages::{self, Acknowledgement, JoinRequest, RUN_HEADER};
 use crate::tree;
 
@@ -145,7 +145,7 @@ fn get(node: &Node, key: &str) -> Result<Answer, Error> {
         nothing => {
             metrics.reads_from_none.count();
             nothing?;
-            return Err(Kind::NotFound.error(KEY_NOT_FOUND));
+            return Err(Kind::NotFound.error("Key not found"));
         }
     };
     // RFC 9211: what answered this one reader. The counters cannot say it, for others read meanwhile.

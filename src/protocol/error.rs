@@ -3,9 +3,6 @@
 //! The text is written where the error is raised, since the operands are known there. The kinds are HTTP's own
 //! (RFC 9110, 6585 and 4918), so one kind has one status wherever it is raised.
 
-/// What a node says of a key that the root does not have. A stranger's 404 says something else.
-pub const KEY_NOT_FOUND: &str = "Key not found";
-
 /// Each is the number of its status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
