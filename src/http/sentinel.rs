@@ -106,8 +106,7 @@ fn watch(address: SocketAddr, new_clients: &AtomicU64, closing: &AtomicBool, fat
         } else {
             knocks = 1;
         }
-        seen = seen.max(clients);
-        threads_before = threads;
+        (seen, threads_before) = (clients, threads);
         if last_sign.elapsed() < KNOCK_TIME {
             thread::sleep(KNOCK_PAUSE);
             saved = SAVED_KNOCKS.min(saved + EARNED_KNOCKS);
