@@ -23,12 +23,12 @@ use std::time::{Duration, Instant};
 use zookeeper::{CreateMode, ZkError, ZkResult, ZooKeeperExt};
 
 use self::session::{SESSION_LIFE, Session};
-use self::znodes::{LIVE, Live, Shape, TREE};
+use self::znodes::{LIVE, Live, Shape, TREE, Wanted};
 use crate::config::Config;
 use crate::node::Node;
 use crate::node::join::ASK_LIMIT;
 use crate::protocol::messages::{self, Identity};
-use crate::tree::{Member, NodeRef};
+use crate::tree::NodeRef;
 
 /// Between two looks at this node's znodes.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
@@ -175,7 +175,7 @@ fn start_session(node: &Arc<Node>, servers: &[String]) -> Receiver<Report> {
 fn look_after(node: &Node, session: &Session) -> ZkResult<Report> {
     let live_path = format!("{LIVE}/{}", node.myself.name);
     let mut live_owner = None;
-    let mut mirrored = Vec::new();
+    let mut mirrored = Wanted::new();
     loop {
         let live = session.read(&live_path)?;
         let looked = match live.and_then(|(data, held_by)| find_rival(node, &data, held_by)) {
@@ -255,15 +255,11 @@ fn hold_place(session: &Session, node: &Node) -> ZkResult<Result<(), String>> {
 
 /// Makes the whole tree agree with the root's child table, if this is the root and the table has changed. So the
 /// place of a node that is away is kept, and one that moved leaves nothing behind, whether it still lives or not.
-fn mirror_table(session: &Session, node: &Node, mirrored: &mut Vec<(u32, Option<u64>)>) -> ZkResult<()> {
-    let run = |(position, member): (u32, &Member)| (position, member.process.as_ref().map(|process| process.run));
-    let Some(table) = node.table() else { return Ok(()) };
-    let runs: Vec<_> = table.members().map(run).collect();
-    if runs == *mirrored {
+fn mirror_table(session: &Session, node: &Node, mirrored: &mut Wanted) -> ZkResult<()> {
+    let Some(wanted) = node.table().map(|table| znodes::wanted_of_table(&table)) else { return Ok(()) };
+    if wanted == *mirrored {
         return Ok(());
     }
-    let wanted = znodes::wanted_of_table(&table);
-    drop(table);
     let found = session.read_tree()?;
     for path in znodes::misplaced(node.config.tree_depth, &wanted, &found) {
         log::info!("deleting {path} from ZooKeeper: the child table says otherwise");
@@ -273,7 +269,7 @@ fn mirror_table(session: &Session, node: &Node, mirrored: &mut Vec<(u32, Option<
     for (path, data) in znodes::unsaid(&wanted, &found) {
         session.write(path, &messages::to_json(data))?;
     }
-    *mirrored = runs;
+    *mirrored = wanted;
     Ok(())
 }
 
