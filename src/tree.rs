@@ -117,7 +117,6 @@ pub struct Process {
 }
 
 /// The root's record of which node has which position.
-#[derive(Debug)]
 pub struct ChildTable {
     depth: u32,
     members: BTreeMap<u32, Member>,

@@ -38,7 +38,6 @@ const MAX_ANSWER_BYTES: u64 = 1 << 20;
 const MAX_LONG_ANSWER_BYTES: u64 = 2 << 30;
 
 /// Why a call to another node gave no usable answer.
-#[derive(Debug)]
 pub enum CallError {
     /// Nobody was reached, so nothing was applied.
     NotReached(String),
@@ -77,7 +76,6 @@ impl<'a> Sent<'a> {
 }
 
 /// What another node answered.
-#[derive(Debug)]
 pub struct Reply {
     pub status: u16,
     /// Of the process that answered, if it says so.
