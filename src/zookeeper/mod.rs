@@ -40,7 +40,7 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(8);
 /// How long a starting root waits for the tree.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(3);
 
-/// Before a new session; doubled each time that none came about.
+/// Before a new session; doubled each time that none has registered this node.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
 /// The longest pause before a new session.
@@ -69,15 +69,16 @@ enum Report {
 /// must end if another one is registered and lives.
 pub fn keep_registered(node: &Arc<Node>) -> Result<(), String> {
     let mut servers = node.config.zookeeper.clone();
-    let mut pause = FIRST_PAUSE;
+    // Doubled before it is used.
+    let mut pause = FIRST_PAUSE / 2;
     while !servers.is_empty() {
         let reports = start_session(node, &servers);
-        let cause = listen(node, &reports, &mut pause)?;
+        let cause = listen(node, &reports)?;
         // A session that was given up on reports to nobody from here on, and so ends when it can.
         drop(reports);
+        pause = if node.is_registered() { FIRST_PAUSE } else { (pause * 2).min(LAST_PAUSE) };
         note(node, Err(cause));
         thread::sleep(pause);
-        pause = (pause * 2).min(LAST_PAUSE);
         // One that hangs must not keep us from the others.
         servers.rotate_left(1);
     }
@@ -86,16 +87,11 @@ pub fn keep_registered(node: &Arc<Node>) -> Result<(), String> {
 
 /// Listens until the session ends, or is silent for longer than it can live; returns why. The error is what this root
 /// must end with.
-fn listen(node: &Node, reports: &Receiver<Report>, pause: &mut Duration) -> Result<String, String> {
+fn listen(node: &Node, reports: &Receiver<Report>) -> Result<String, String> {
     loop {
         match reports.recv_timeout(SILENCE_LIMIT) {
             Ok(Report::Answered | Report::Found(_)) => {}
-            Ok(Report::Looked(found)) => {
-                if found.is_ok() {
-                    *pause = FIRST_PAUSE;
-                }
-                note(node, found);
-            }
+            Ok(Report::Looked(found)) => note(node, found),
             Ok(Report::Rival(text)) => return Err(text),
             Ok(Report::Lost(cause)) => return Ok(cause),
             Err(RecvTimeoutError::Disconnected) => return Ok("its thread panicked, or did not start".to_owned()),
