@@ -100,7 +100,7 @@ impl Config {
             lease: Duration::from_secs_f64(lease),
             max_value_bytes: env.number("MAX_VALUE_BYTES", 1 << 20, (whole, 1, 1 << 30))?,
             max_store_bytes: env.number("MAX_STORE_BYTES", 256 << 20, (whole, 1, usize::MAX))?,
-            data_dir: env.get("DATA_DIR", "a folder, in UTF-8", folder)?,
+            data_dir: env.get("DATA_DIR", "a folder, in UTF-8", |text| Some(text.into()))?,
             new_tree: env.get("NEW_TREE", "1, or unset", |text| Some(()).filter(|()| text == "1"))?.is_some(),
             zookeeper: env.get("ZOOKEEPER", "host:port[,host:port…]", servers)?.unwrap_or_default(),
             token: env.token()?,
@@ -141,7 +141,7 @@ impl Config {
     }
 }
 
-/// A value that is no UTF-8 becomes one with a replacement character, which no variable allows.
+/// A value that is no UTF-8 becomes one with a replacement character, which no variable allows: it would be another value.
 fn from_env(name: &'static str) -> Option<String> {
     std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
 }
@@ -153,7 +153,8 @@ impl<F: Fn(&'static str) -> Option<String>> Lookup<F> {
     fn get<T>(&self, name: &'static str, allowed: &str, read: impl Fn(&str) -> Option<T>) -> Result<Option<T>, String> {
         // An empty variable counts as unset: Compose files and units have no other way to unset one.
         let Some(value) = (self.0)(name).filter(|value| !value.is_empty()) else { return Ok(None) };
-        read(&value).map(Some).ok_or_else(|| refuse(name, &value, allowed))
+        let read = read(&value).filter(|_| !value.contains(char::REPLACEMENT_CHARACTER));
+        read.map(Some).ok_or_else(|| refuse(name, &value, allowed))
     }
 
     fn parse<T: FromStr>(&self, name: &'static str, default: T, allowed: &str) -> Result<T, String> {
@@ -200,11 +201,6 @@ fn refuse(variable: &str, value: &str, allowed: &str) -> String {
 fn servers(text: &str) -> Option<Vec<String>> {
     let read = |server: &str| split_authority(server)?.1.filter(is_port).map(|_| server.to_owned());
     text.split(',').map(read).collect()
-}
-
-/// One whose name was no UTF-8 would be another.
-fn folder(text: &str) -> Option<PathBuf> {
-    Some(text).filter(|text| !text.contains(char::REPLACEMENT_CHARACTER)).map(Into::into)
 }
 
 fn hosts(text: &str) -> Option<Vec<String>> {
