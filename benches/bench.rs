@@ -4,7 +4,8 @@
 //! answer. It, a real tree of seven and the servers of `others.rs` are measured in turn, round by round, and each figure
 //! is the median of its rounds, so that a machine whose speed drifts does not favour anybody.
 //!
-//! `BENCH_ROUNDS` (5) and `BENCH_SECONDS` (3) can be set in the environment. Load comes from `wrk`.
+//! `BENCH_ROUNDS` (5), `BENCH_SECONDS` (3) and `BENCH_ENDING` (1,000,000 keys) can be set in the environment. Load comes from
+//! `wrk`. `cargo bench --bench bench expiry` measures only what the end of many keys costs.
 
 #[path = "../tests/it/client.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use more of it")]
@@ -16,11 +17,13 @@ mod harness;
 #[allow(dead_code, unused_imports, reason = "the tests use more of it")]
 mod process;
 
+#[path = "expiry.rs"]
+mod expiry;
 #[path = "others.rs"]
 mod others;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Instant;
@@ -117,10 +120,21 @@ fn main() {
     {
         return serve_bare(port.parse().expect("a port"));
     }
+    // Beside what etcd writes, so on the same disk.
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("data");
+    let expiry = || {
+        // Of an earlier run, if there was one.
+        let _ = fs::remove_dir_all(&folder);
+        expiry::measure(folder.to_str().expect("it is UTF-8"));
+    };
+    if arguments.iter().any(|argument| argument == "expiry") {
+        return expiry();
+    }
     assert!(command("wrk").arg("-v").output().is_ok(), "wrk is missing: apt-get install wrk");
-    measure_throughput();
+    measure_throughput(&folder);
     measure_messages();
     measure_growth();
+    expiry();
 }
 
 /// The bare server, for ever.
@@ -137,7 +151,7 @@ fn serve_bare(port: u16) {
     thread::scope(|threads| (0..4).for_each(|_| drop(threads.spawn(answer))));
 }
 
-fn measure_throughput() {
+fn measure_throughput(folder: &Path) {
     let rounds = number_from_env("BENCH_ROUNDS", 5);
     let bare_port = free_ports(1);
     let program = std::env::current_exe().expect("this program has a path");
@@ -147,10 +161,8 @@ fn measure_throughput() {
     let (root, leaf) = (tree.root().port, tree.leaf().port);
     fill(&tree);
 
-    // Beside what etcd writes, so on the same disk.
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("data");
     // Of an earlier run, if there was one.
-    let _ = fs::remove_dir_all(&folder);
+    let _ = fs::remove_dir_all(folder);
     let durable = Tree::start(2, &[("DATA_DIR", folder.to_str().expect("it is UTF-8")), ("NEW_TREE", "1")]);
 
     let others = Others::start(bare_port);

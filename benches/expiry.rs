@@ -1,0 +1,148 @@
+//! What it costs others when very many keys end at once: how long the slowest of their requests takes meanwhile, beside
+//! the slowest at the same node while nothing ends.
+
+use std::fmt::Write;
+use std::io::{self, Read, Write as _};
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::harness::{Node, Tree};
+use crate::number_from_env;
+
+const CONNECTIONS: u32 = 64;
+
+/// Requests that are sent on a connection before their answers are read.
+const PIPELINED: usize = 20;
+
+/// So many keys a second are put or fetched in any case.
+const SLOWEST: u32 = 4000;
+
+/// How long the node is watched, each time.
+const WATCHED: Duration = Duration::from_secs(8);
+
+/// Entries at a root, in memory and on disk; copies at a leaf; and a full root that is written to.
+pub fn measure(data_dir: &str) {
+    let number = number_from_env("BENCH_ENDING", 1_000_000);
+    println!("\n{number} keys that end at once, and the slowest of the requests that one client sends all the time\n");
+    println!("| what ends | request | requests | slowest, nothing ends | slowest, all end |\n|---|---|---|---|---|");
+    for (title, env) in [
+        ("entries at the root", &[][..]),
+        ("entries at the root, durable", &[("DATA_DIR", data_dir), ("NEW_TREE", "1")]),
+    ] {
+        let large = [("MAX_STORE_BYTES", "1000000000"), ("TREE_DEPTH", "1")];
+        let root = Node::start(&[&large[..], env].concat());
+        let idle = watch(&root);
+        let ends = fill(&root, number);
+        report(title, &root, idle, ends);
+    }
+
+    // Copies end with their lease, so they are fetched as fast as can be.
+    let number = number / 4;
+    let tree = Tree::start(2, &[("LEASE_SECONDS", "3600"), ("MAX_STORE_BYTES", "1000000000"), ("NEW_TREE", "")]);
+    let idle = watch(tree.leaf());
+    println!("(of copies {number}, since each is fetched)");
+    let ends = fill_copies(&tree, number);
+    report("copies at a leaf", tree.leaf(), idle, ends);
+}
+
+/// Puts so many keys that all end at the time that it returns.
+fn fill(root: &Node, number: u32) -> Instant {
+    // When it has been young.
+    root.write("other", "1");
+    let ends = Instant::now() + Duration::from_secs(10 + u64::from(number / SLOWEST));
+    let request = |key: u32| {
+        let ttl = ends.saturating_duration_since(Instant::now()).as_secs_f64();
+        let body = format!(r#"{{"value":{key},"ttl":{ttl:.6}}}"#);
+        format!("PUT /store/e{key} HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    };
+    pipeline(root, number, request);
+    assert!(Instant::now() < ends, "they must not end while they are put: set BENCH_ENDING to less");
+    ends
+}
+
+/// Has the leaf read so many keys whose copies end at the time that it returns, or soon after.
+fn fill_copies(tree: &Tree, number: u32) -> Instant {
+    let ends = fill(tree.root(), number);
+    pipeline(tree.leaf(), number, |key| format!("GET /store/e{key} HTTP/1.1\r\nHost: h\r\n\r\n"));
+    // Each ends when ten elevenths of what was left of its ttl are over.
+    let now = Instant::now();
+    now + ends.saturating_duration_since(now) * 10 / 11
+}
+
+/// Sends requests on many connections, some at once on each, and takes no notice of what is answered.
+fn pipeline(node: &Node, number: u32, request: impl Fn(u32) -> String + Sync) {
+    let request = &request;
+    thread::scope(|scope| {
+        for part in 0..CONNECTIONS {
+            scope.spawn(move || {
+                let mut stream = TcpStream::connect(("127.0.0.1", node.port)).expect("it listens");
+                let keys: Vec<u32> = (0..number).filter(|key| key % CONNECTIONS == part).collect();
+                for some in keys.chunks(PIPELINED) {
+                    let requests = some.iter().fold(String::new(), |mut all, key| {
+                        let _ = write!(all, "{}", request(*key));
+                        all
+                    });
+                    stream.write_all(requests.as_bytes()).expect("it takes them");
+                    read_answers(&mut stream, some.len()).expect("it answers");
+                }
+            });
+        }
+    });
+}
+
+fn read_answers(stream: &mut TcpStream, number: usize) -> io::Result<()> {
+    let (mut text, mut piece, mut seen) = (Vec::new(), [0; 16384], 0);
+    while seen < number {
+        let count = stream.read(&mut piece)?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        text.extend_from_slice(&piece[..count]);
+        seen += text.windows(13).filter(|bytes| bytes.starts_with(b"HTTP/1.1 ") && bytes[12] == b' ').count();
+        // What may be the beginning of the next one.
+        text.drain(..text.len().saturating_sub(12));
+    }
+    Ok(())
+}
+
+/// The requests that are watched, how many there were of each, and the slowest.
+type Watched = Vec<(&'static str, u32, Duration)>;
+
+/// Sends each kind of request all the time, on a connection of its own.
+fn watch(node: &Node) -> Watched {
+    let put = r#"{"value":1}"#;
+    let kinds = [
+        ("GET", "GET /store/other HTTP/1.1\r\nHost: h\r\n\r\n".to_owned()),
+        ("PUT", format!("PUT /store/new HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{put}", put.len())),
+        ("GET /store", "GET /store?limit=1000 HTTP/1.1\r\nHost: h\r\n\r\n".to_owned()),
+        ("GET /", "GET / HTTP/1.1\r\nHost: h\r\n\r\n".to_owned()),
+    ];
+    node.write("other", "1");
+    thread::scope(|scope| {
+        let watching = kinds.map(|(name, request)| {
+            scope.spawn(move || {
+                let mut stream = TcpStream::connect(("127.0.0.1", node.port)).expect("it listens");
+                let (began, mut count, mut slowest) = (Instant::now(), 0, Duration::ZERO);
+                while began.elapsed() < WATCHED {
+                    let sent = Instant::now();
+                    stream.write_all(request.as_bytes()).expect("it takes it");
+                    read_answers(&mut stream, 1).expect("it answers");
+                    slowest = slowest.max(sent.elapsed());
+                    count += 1;
+                    thread::sleep(Duration::from_millis(1));
+                }
+                (name, count, slowest)
+            })
+        });
+        watching.into_iter().map(|watching| watching.join().expect("it answers")).collect()
+    })
+}
+
+fn report(title: &str, node: &Node, idle: Watched, ends: Instant) {
+    let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+    thread::sleep(ends.saturating_duration_since(Instant::now() + Duration::from_secs(1)));
+    for ((name, _, before), (_, count, slowest)) in idle.into_iter().zip(watch(node)) {
+        println!("| {title} | {name} | {count} | {:.1} ms | {:.1} ms |", ms(before), ms(slowest));
+    }
+}
