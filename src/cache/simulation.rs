@@ -828,6 +828,11 @@ impl World {
             may_end = node.paused_until.get() <= self.now.get() && node.store.borrow().may_end(self.clock(number));
         }
         self.left.set(self.left.get() + usize::from(may_end));
+        // What is in hand takes its time.
+        self.sleep(self.up_to(Duration::from_secs(2))).await;
+        if node.life.get() != life {
+            return;
+        }
         if number == 0 { self.end_root(false) } else { self.end_node(number) }
     }
 
