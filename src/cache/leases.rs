@@ -113,8 +113,8 @@ impl Holders {
     /// Drops some of what has ended; returns whether there may be more.
     pub fn sweep(&mut self, now: Instant, at_most: usize) -> bool {
         for _ in 0..at_most {
-            let first = self.ends.first_key_value().filter(|((ends, _), _)| *ends <= now);
-            let Some((&(_, number), key)) = first else {
+            let last = self.ends.range(..=(now, u64::MAX)).next_back();
+            let Some((&(_, number), key)) = last else {
                 self.silent.retain(|_, until| now < *until);
                 self.known.retain(|holder| Arc::strong_count(holder) > 1);
                 shrink(&mut self.records);

@@ -411,7 +411,9 @@ impl<W: Clone> Store<W> {
             return true;
         }
         let marked = self.marked(now);
-        let ended = self.ends.iter().take_while(|(ends, _)| *ends <= marked);
+        // The last first: the allocator gives memory back bit by bit then. Else it does so when the last piece of all is
+        // free, and that took 200 ms for a million copies.
+        let ended = self.ends.range(..(marked + Duration::from_nanos(1), Key::from(""))).rev();
         // What is being written is written over, and a change on its way to the disk must not be followed by this one.
         let ended = ended.filter(|(_, key)| !self.writers.contains_key(key)).take(SWEEP_ITEMS);
         let ended: Vec<Key> = ended.map(|(_, key)| Arc::clone(key)).collect();
