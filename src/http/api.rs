@@ -244,12 +244,14 @@ fn pass_on(node: &Node, call: Call, incoming: &Incoming) -> Result<Answer, Error
     if is_passed_on(incoming) {
         return Err(node.not_root(Kind::MisdirectedRequest));
     }
+    let via = format!("1.1 {}", node.myself.name);
+    let mut headers = vec![("Via", &*via)];
     let Reply { status, body, .. } = if call == Call::Nodes {
-        node.ask_for_tree()?
+        node.ask_for_tree(&headers)?
     } else {
         read_condition(incoming)?;
-        let headers: Vec<_> = CONDITIONS.iter().filter_map(|name| Some((*name, incoming.header(name)?))).collect();
-        node.forward(call, &incoming.body, &headers)?
+        headers.extend(CONDITIONS.iter().filter_map(|name| Some((*name, incoming.header(name)?))));
+        node.forward(call, &headers, &incoming.body)?
     };
     Ok(Answer::json(status, body))
 }

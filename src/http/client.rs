@@ -63,15 +63,13 @@ pub struct Sent<'a> {
     pub call: &'a Call,
     /// Empty if it has none.
     pub body: &'a [u8],
-    /// Headers of a write that say on what condition it is to be done.
-    pub conditions: &'a [(&'a str, &'a str)],
-    /// The name of the node that passes on what a client asked it.
-    pub via: Option<&'a str>,
+    /// Those beside its own that say who passes it on, and on what condition a write is to be done.
+    pub headers: &'a [(&'a str, &'a str)],
 }
 
 impl<'a> Sent<'a> {
     pub fn plain(call: &'a Call) -> Self {
-        Self { call, body: b"", conditions: &[], via: None }
+        Self { call, body: b"", headers: &[] }
     }
 }
 
@@ -147,7 +145,7 @@ impl Client {
 
     /// Sends anything; whatever comes back is an answer.
     pub fn send(&self, url: &str, sent: &Sent, limit: Duration) -> Result<Reply, CallError> {
-        let &Sent { call, body, conditions, via } = sent;
+        let &Sent { call, body, headers } = sent;
         let (method, target) = call.write();
         let mut request = Request::builder().method(method).uri(format!("{url}{target}"));
         if let Some(bearer) = self.bearer.as_ref().filter(|_| call.shows_token()) {
@@ -157,11 +155,8 @@ impl Client {
             // Who answers there now, and not where that name led when a connection was kept.
             request = request.header("Connection", "close");
         }
-        for (name, value) in conditions {
+        for (name, value) in headers {
             request = request.header(*name, *value);
-        }
-        if let Some(via) = via {
-            request = request.header("Via", format!("1.1 {via}"));
         }
         // Without a body, too: then its length is said to be 0.
         let request = request.body(body).map_err(ureq::Error::from).map(|request| {

@@ -251,7 +251,7 @@ impl Node {
 
     /// Passes a client's write on to the root, and once more if that was another run. Without an answer the error says
     /// whether it may have been applied.
-    pub fn forward(&self, mut call: Call, body: &[u8], conditions: &[(&str, &str)]) -> Result<Reply, Error> {
+    pub fn forward(&self, mut call: Call, headers: &[(&str, &str)], body: &[u8]) -> Result<Reply, Error> {
         let mut joined = self.last_join().ok_or_else(not_joined)?;
         let deadline = write_deadline(joined.lease);
         let (mut joins_first, mut is_again) = (joined.asked.elapsed() > ALIVE, false);
@@ -264,7 +264,7 @@ impl Node {
             // Rule 11: its clock may be a tenth faster than ours.
             let until = Duration::from_millis(joined.root_ms) + (joined.heard.elapsed() + limit) * 10 / 11;
             call.say_passed_on(PassedOn { to: joined.root_run, until_ms: whole_ms(until) });
-            let sent = Sent { call: &call, body, conditions, via: Some(&self.myself.name) };
+            let sent = Sent { call: &call, body, headers };
             // Nobody else may answer (rule 8).
             let is_answer = |reply: &Reply| reply.run == Some(joined.root_run) && WRITE_ANSWERS.contains(&reply.status);
             let cause = match self.send_to_root(&sent, limit, is_answer) {
@@ -284,8 +284,8 @@ impl Node {
     }
 
     /// Asks the root for the tree, for a client.
-    pub fn ask_for_tree(&self) -> Result<Reply, Error> {
-        let sent = Sent { via: Some(&self.myself.name), ..Sent::plain(&Call::Nodes) };
+    pub fn ask_for_tree(&self, headers: &[(&str, &str)]) -> Result<Reply, Error> {
+        let sent = Sent { headers, ..Sent::plain(&Call::Nodes) };
         let answer = self.send_to_root(&sent, NODES_LIMIT, |reply| matches!(reply.status, 200 | 503));
         answer.map_err(|cause| self.not_passed_on(sent.call, &cause, ""))
     }
