@@ -270,7 +270,7 @@ fn list(node: &Node, limit: usize) -> Answer {
 
 fn describe(node: &Node) -> Answer {
     let (place, gauges) = (node.place(), node.gauges());
-    let place = place.as_deref();
+    let place = place.as_ref();
     answer_json(&json!({
         "node": node.myself.name,
         "id": node.config.node_id,

@@ -165,7 +165,7 @@ fn try_join(node: &Node) -> Result<(), CallError> {
         holds_ms: whole_ms(node.store().holds_for(asked)),
     };
     let answer = node.client.join_root(&node.config.root_url, &request, JOIN_LIMIT);
-    let answer = answer.inspect_err(|cause| node.note_join(|joins| joins.failed = Some((asked, cause.to_string()))))?;
+    let answer = answer.inspect_err(|cause| node.note_join(asked, Err(cause.to_string())))?;
     node.take_place(answer, asked);
     Ok(())
 }
@@ -178,7 +178,7 @@ fn refused(node: &Node, status: u16, detail: &str) -> String {
 
 /// How long a node that leaves waits for what others have of it on record, and then for what is in hand.
 pub fn leave_limit(node: &Node) -> Duration {
-    let lease = node.last_join().map_or(node.config.lease, |joined| joined.lease);
+    let lease = node.last_join().map_or(node.config.lease, |joined| joined.lease());
     record_life(lease) + LEAVE_SLACK
 }
 

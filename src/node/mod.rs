@@ -27,9 +27,6 @@ use crate::tree::{self, ALIVE, ChildTable, Member, NodeRef, Place, Process};
 
 pub use walk::READ_LIMIT;
 
-/// Whoever waits for a join asks for another after this time.
-const JOIN_AGAIN: Duration = Duration::from_millis(200);
-
 /// How long a request waits for the place of a node that starts.
 const PLACE_LIMIT: Duration = Duration::from_secs(1);
 
@@ -70,26 +67,29 @@ pub struct Node {
     registered: Mutex<Option<bool>>,
 }
 
-/// What has come of the joins.
+/// What has come of the joins; they are sent one after another.
 #[derive(Default)]
 struct Joins {
     last: Option<Joined>,
-    /// When the last one was sent that failed, and why.
-    failed: Option<(Instant, String)>,
+    /// When the last one was sent that is over.
+    asked: Option<Instant>,
+    /// Why that one failed, if it did.
+    failed: Option<String>,
 }
 
-/// What the root said in its answer to a join. All of it is replaced at once: its clock is its run's.
+/// What the root said in its last answer to a join. All of it is replaced at once: its clock is its run's.
 #[derive(Clone)]
 struct Joined {
-    place: Arc<Place>,
-    root_run: u64,
-    root_ms: u64,
-    /// When the join was sent.
-    asked: Instant,
-    /// When the answer came.
+    answer: Arc<JoinAnswer>,
+    /// When it came.
     heard: Instant,
-    /// A copy's life.
-    lease: Duration,
+}
+
+impl Joined {
+    /// A copy's life; zero while the root leaves.
+    fn lease(&self) -> Duration {
+        Duration::from_millis(self.answer.lease_ms)
+    }
 }
 
 /// Refuses what needs a place.
@@ -170,9 +170,9 @@ impl Node {
     }
 
     /// Where this node stands; `None` before it has joined.
-    pub fn place(&self) -> Option<Arc<Place>> {
-        let of_root = self.table().map(|table| Arc::new(table.place(0)));
-        of_root.or_else(|| self.last_join().map(|joined| joined.place))
+    pub fn place(&self) -> Option<Place> {
+        let of_root = self.table().map(|table| table.place(0));
+        of_root.or_else(|| self.last_join().map(|joined| joined.answer.place.clone()))
     }
 
     pub fn is_joined(&self) -> bool {
@@ -218,62 +218,56 @@ impl Node {
 
     /// How deep this node stands, the root's level being 1; 0 before it has its place.
     fn level(&self) -> u32 {
+        let level = |joined: Joined| tree::level(joined.answer.place.position);
         // For each invalidation: the root's place is made anew each time, and it is not needed for that.
-        if self.table.get().is_some() {
-            return 1;
-        }
-        self.last_join().map_or(0, |joined| tree::level(joined.place.position))
+        if self.config.is_root() { 1 } else { self.last_join().map_or(0, level) }
     }
 
     /// Takes the place that the root gave in answer to a join that was sent then, and its lease.
-    fn take_place(&self, answer: JoinAnswer, asked: Instant) {
-        let JoinAnswer { run: root_run, root_ms, mut place, lease_ms } = answer;
+    fn take_place(&self, mut answer: JoinAnswer, asked: Instant) {
         // Where it was reached, whatever it calls itself.
-        if let Some(root) = place.ancestors.last_mut() {
+        if let Some(root) = answer.place.ancestors.last_mut() {
             root.url.clone_from(&self.config.root_url);
         }
-        let (place, heard, lease) = (place.into(), Instant::now(), Duration::from_millis(lease_ms));
-        self.store().set_lease(lease);
-        let last = Joined { place, root_run, root_ms, asked, heard, lease };
-        self.note_join(|joins| joins.last = Some(last));
+        let last = Joined { answer: answer.into(), heard: Instant::now() };
+        self.store().set_lease(last.lease());
+        self.note_join(asked, Ok(last));
     }
 
-    fn note_join(&self, note: impl FnOnce(&mut Joins)) {
-        note(&mut lock(&self.joins));
+    fn note_join(&self, asked: Instant, outcome: Result<Joined, String>) {
+        let mut joins = lock(&self.joins);
+        joins.asked = Some(asked);
+        joins.failed = outcome.as_ref().err().cloned();
+        joins.last = outcome.ok().or(joins.last.take());
         self.joined.notify_all();
     }
 
     /// Whether the root leaves, or has given no answer to the last join, which was sent after that time.
     fn has_lost_root(&self, time: Instant) -> bool {
         let joins = lock(&self.joins);
-        let (last, failed) = (joins.last.as_ref(), joins.failed.as_ref().map(|(asked, _)| *asked));
-        last.is_some_and(|last| last.lease.is_zero() || failed > Some(last.asked.max(time)))
+        let is_silent = joins.failed.is_some() && joins.asked > Some(time);
+        is_silent || joins.last.as_ref().is_some_and(|last| last.lease().is_zero())
     }
 
-    /// What the root says to a join that was sent after that time, or why it says nothing. Of many that wait, none joins
-    /// by itself: they wake the one thread that does.
-    fn joined_after(&self, time: Instant, deadline: Instant) -> Result<Joined, String> {
-        let mut joins = lock(&self.joins);
-        loop {
-            if let Some(found) = joins.last.as_ref().filter(|last| last.asked >= time) {
-                return Ok(found.clone());
-            }
-            if let Some((_, cause)) = joins.failed.as_ref().filter(|(asked, _)| *asked >= time) {
-                return Err(cause.clone());
-            }
-            self.joiner.get().expect("a node with a place repeats its join").unpark();
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err("no answer to a join".to_owned());
-            }
-            let woken = self.joined.wait_timeout(joins, left.min(JOIN_AGAIN));
-            joins = woken.expect("nothing panics under this lock").0;
+    /// What the root says to a join that is sent from now on, or why it says nothing. Of many that wait, none joins by
+    /// itself: they wake the one thread that does. If that has one under way it sends another as soon as that is over.
+    fn join_afresh(&self, deadline: Instant) -> Result<Joined, String> {
+        let time = Instant::now();
+        self.joiner.get().expect("a node with a place repeats its join").unpark();
+        let is_before = |joins: &mut Joins| joins.asked < Some(time);
+        let left = deadline.saturating_duration_since(time);
+        let waited = self.joined.wait_timeout_while(lock(&self.joins), left, is_before);
+        let (joins, waited) = waited.expect("nothing panics under this lock");
+        match (&joins.failed, &joins.last) {
+            _ if waited.timed_out() => Err("no answer to a join".to_owned()),
+            (Some(cause), _) => Err(cause.clone()),
+            (None, last) => Ok(last.clone().expect("a join that is over has failed or was answered")),
         }
     }
 
     /// The run of the root that this node has its place from.
     pub fn root_run(&self) -> u64 {
-        self.last_join().map_or(self.myself.run, |joined| joined.root_run)
+        self.last_join().map_or(self.myself.run, |joined| joined.answer.run)
     }
 
     /// Refuses what only the root may be asked.

@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use super::{Joined, Node, lock, not_joined};
+use super::{Node, lock, not_joined};
 use crate::cache::leases::{Holder, Record, record_life};
 use crate::cache::store::{Leased, Reading, Source, Step, Store};
 use crate::cache::writes::{Condition, Refusal, Write};
@@ -103,11 +103,11 @@ impl Node {
 
     /// Asks the ancestors, nearest first, until one answers; says when that one was asked.
     fn ask_ancestors(&self, key: &str, deadline: Instant) -> Result<(Leased, Instant), Error> {
-        let Joined { place, root_run, .. } = self.last_join().ok_or_else(not_joined)?;
+        let root = self.last_join().ok_or_else(not_joined)?.answer;
         let mut causes = Vec::new();
         let mut above_asked = false;
-        for (steps, ancestor) in place.ancestors.iter().enumerate() {
-            let is_root = steps + 1 == place.ancestors.len();
+        for (steps, ancestor) in root.place.ancestors.iter().enumerate() {
+            let is_root = steps + 1 == root.place.ancestors.len();
             // Rule 2: the copy's life begins here, before the fetch is sent.
             let asked_at = Instant::now();
             let left = deadline.saturating_duration_since(asked_at);
@@ -116,7 +116,7 @@ impl Node {
             if wait < ANSWER_TIME || (!is_root && (above_asked || self.is_passed_over(&ancestor.url, asked_at))) {
                 continue;
             }
-            let cause = match self.fetch(ancestor, root_run, key, wait, limit) {
+            let cause = match self.fetch(ancestor, root.run, key, wait, limit) {
                 Ok(fetched) => return Ok((fetched, asked_at)),
                 Err(cause) => cause,
             };
@@ -154,10 +154,10 @@ impl Node {
 
     /// Asks the root once more, after a fresh join.
     fn ask_new_root(&self, key: &str, deadline: Instant) -> Option<(Leased, Instant)> {
-        let Joined { place, root_run, .. } = self.joined_after(Instant::now(), deadline).ok()?;
+        let root = self.join_afresh(deadline).ok()?.answer;
         let asked_at = Instant::now();
         let left = deadline.saturating_duration_since(asked_at);
-        let fetched = self.fetch(place.ancestors.last()?, root_run, key, left, left).ok()?;
+        let fetched = self.fetch(root.place.ancestors.last()?, root.run, key, left, left).ok()?;
         Some((fetched, asked_at))
     }
 
@@ -253,20 +253,21 @@ impl Node {
     /// whether it may have been applied.
     pub fn forward(&self, mut call: Call, headers: &[(&str, &str)], body: &[u8]) -> Result<Reply, Error> {
         let mut joined = self.last_join().ok_or_else(not_joined)?;
-        let deadline = write_deadline(joined.lease);
-        let (mut joins_first, mut is_again) = (joined.asked.elapsed() > ALIVE, false);
+        let deadline = write_deadline(joined.lease());
+        let (mut joins_first, mut is_again) = (joined.heard.elapsed() > ALIVE, false);
         loop {
             if joins_first {
-                let again = self.joined_after(Instant::now(), deadline);
+                let again = self.join_afresh(deadline);
                 joined = again.map_err(|cause| self.not_passed_on(&call, &cause, NOT_APPLIED))?;
             }
             let limit = deadline.saturating_duration_since(Instant::now());
             // Rule 11: its clock may be a tenth faster than ours.
-            let until = Duration::from_millis(joined.root_ms) + (joined.heard.elapsed() + limit) * 10 / 11;
-            call.say_passed_on(PassedOn { to: joined.root_run, until_ms: whole_ms(until) });
+            let until = Duration::from_millis(joined.answer.root_ms) + (joined.heard.elapsed() + limit) * 10 / 11;
+            call.say_passed_on(PassedOn { to: joined.answer.run, until_ms: whole_ms(until) });
             let sent = Sent { call: &call, body, headers };
             // Nobody else may answer (rule 8).
-            let is_answer = |reply: &Reply| reply.run == Some(joined.root_run) && WRITE_ANSWERS.contains(&reply.status);
+            let is_answer =
+                |reply: &Reply| reply.run == Some(joined.answer.run) && WRITE_ANSWERS.contains(&reply.status);
             let cause = match self.send_to_root(&sent, limit, is_answer) {
                 Ok(reply) => return Ok(reply),
                 Err(CallError::Refused { status: 409, .. }) if !is_again => {
