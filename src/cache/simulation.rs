@@ -226,7 +226,7 @@ impl World {
             let clock_speed = 956 + u32::try_from(world.below(88)).unwrap();
             let node = Node {
                 number,
-                store: RefCell::new(new_store(number, 1, LEASE)),
+                store: RefCell::new(new_store(number, LEASE)),
                 life: Cell::new(1),
                 down: Cell::new(false),
                 paused_until: Cell::new(Duration::ZERO),
@@ -625,7 +625,7 @@ impl World {
         self.sync().await;
         let wall = (Duration::from_hours(1) + self.now.get() + self.disk.borrow().ahead).max(found.mark);
         self.disk.borrow_mut().started = Some((now, wall));
-        let mut store = new_store(0, root.life.get(), lease);
+        let mut store = new_store(0, lease);
         store.be_durable(now, noted);
         if found.value != ABSENT && found.ends.is_none_or(|ends| ends > found.mark) {
             let ends = found.ends.map(|ends| now + ends.saturating_sub(wall).max(Duration::from_nanos(1)));
@@ -665,11 +665,11 @@ impl World {
 
     async fn invalidate(self: Rc<Self>, number: usize, run: u64, sender_level: usize) -> Result<(), NoAnswer> {
         let now = self.look(number).await;
-        if self.level(number) <= sender_level {
+        // Rule 8, too.
+        if self.level(number) <= sender_level || run != self.nodes[number].life.get() {
             return Err(NoAnswer);
         }
-        let told = self.nodes[number].store.borrow_mut().invalidate(KEY, run, now);
-        let holders = told.ok_or(NoAnswer)?;
+        let holders = self.nodes[number].store.borrow_mut().invalidate(KEY, now);
         self.invalidate_holders(number, holders).await;
         Ok(())
     }
@@ -804,7 +804,7 @@ impl World {
         self.spawn(None, async move {
             world.sleep(world.up_to(Duration::from_secs(4))).await;
             let node = &world.nodes[number];
-            node.store.replace(new_store(number, node.life.get(), LEASE));
+            node.store.replace(new_store(number, LEASE));
             world.take_place(number);
             node.down.set(false);
         });
@@ -859,8 +859,8 @@ impl World {
     }
 }
 
-fn new_store(number: usize, life: u64, lease: Duration) -> Store<u64> {
-    Store::new(Setup { is_root: number == 0, run: life, max_bytes: 1 << 20, lease })
+fn new_store(number: usize, lease: Duration) -> Store<u64> {
+    Store::new(Setup { is_root: number == 0, max_bytes: 1 << 20, lease })
 }
 
 fn number_of(value: Option<Value>) -> u64 {

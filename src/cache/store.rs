@@ -123,8 +123,6 @@ struct Fetch<W> {
 #[derive(Debug, Clone)]
 pub struct Setup {
     pub is_root: bool,
-    /// The run of its process.
-    pub run: u64,
     pub max_bytes: usize,
     /// The root's own; another node does not know it before it has joined.
     pub lease: Duration,
@@ -286,18 +284,12 @@ impl<W: Clone> Store<W> {
     /// 1. The copy is dropped; a fetch of the old value is under way.
     /// 2. The fetch ends, unmarked, and its old value is kept.
     /// 3. The mark comes too late.
-    ///
-    /// `None` if it is meant for another run: that one's holders, which this one does not know, would not be told,
-    /// and the sender must not take our word for it (rule 8).
-    pub fn invalidate(&mut self, key: &str, run: u64, now: Instant) -> Option<Vec<Record>> {
-        if run != self.setup.run {
-            return None;
-        }
+    pub fn invalidate(&mut self, key: &str, now: Instant) -> Vec<Record> {
         self.remove(key);
         for fetch in self.fetches.get_mut(key).into_iter().flatten() {
             fetch.marked = true;
         }
-        Some(self.holders.list(key, now))
+        self.holders.list(key, now)
     }
 
     /// Answers a read from what is here, for a holder with a lease; `None` if another node must be asked. That a key is

@@ -117,7 +117,7 @@ impl Node {
             started,
             client: Client::new(config.token.as_deref()),
             metrics: Metrics::default(),
-            store: Mutex::new(Store::new(Setup { is_root, run, max_bytes, lease })),
+            store: Mutex::new(Store::new(Setup { is_root, max_bytes, lease })),
             committer: OnceLock::new(),
             table: OnceLock::new(),
             joins: Mutex::default(),

@@ -321,8 +321,11 @@ impl Node {
         if self.level() <= sender_level {
             return Err(refuse("not below the node that sends this"));
         }
-        let told = self.store().invalidate(key, run, Instant::now());
-        let holders = told.ok_or_else(|| refuse("another process now"))?;
+        // Rule 8: that one's holders, which this one does not know, would not be told.
+        if run != self.myself.run {
+            return Err(refuse("another process now"));
+        }
+        let holders = self.store().invalidate(key, Instant::now());
         self.invalidate_holders(key, holders);
         Ok(())
     }
