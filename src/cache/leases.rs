@@ -39,7 +39,7 @@ const USUAL_HOLDERS: usize = 2;
 pub type Key = Arc<str>;
 
 /// The records of all keys.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Holders {
     /// Apart from copies: a copy that is dropped leaves its records where they are (rule 7).
     records: HashMap<Key, Vec<Record>>,

@@ -40,7 +40,6 @@ pub enum Source {
 }
 
 /// A read under way; see [`Store::step_read`].
-#[derive(Debug)]
 pub struct Reading<'a, W> {
     key: &'a str,
     /// The other node that reads, if one does.
@@ -85,7 +84,7 @@ const SWEEP_ITEMS: usize = 256;
 pub const SLICE_PAUSE: Duration = Duration::from_millis(1);
 
 /// How much is held, in numbers.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Gauges {
     pub entries: usize,
     /// Those that have ended and were not swept yet among them, here and below.
@@ -97,7 +96,6 @@ pub struct Gauges {
 
 /// What is known of a key here: an entry at the root; elsewhere a copy, be it of a value or of the root's word that there
 /// is none.
-#[derive(Debug)]
 pub(super) struct Item {
     pub(super) value: Option<Value>,
     /// When the copy's lease ends, or the entry expires, if it does.
@@ -110,7 +108,6 @@ impl Item {
     }
 }
 
-#[derive(Debug)]
 struct Fetch<W> {
     number: u64,
     /// An invalidation came while it was under way (rule 5).
@@ -120,7 +117,6 @@ struct Fetch<W> {
 }
 
 /// What a store is told at its start.
-#[derive(Debug, Clone)]
 pub struct Setup {
     pub is_root: bool,
     pub max_bytes: usize,
@@ -129,7 +125,6 @@ pub struct Setup {
 }
 
 /// All that a node holds.
-#[derive(Debug)]
 pub struct Store<W> {
     pub(super) setup: Setup,
     /// What the items count, and what those of absent keys do.

@@ -65,7 +65,7 @@ pub struct Batch {
 }
 
 /// What a key will be; nothing can refuse it any more (rule 12).
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Change {
     pub key: Key,
     /// The value, and when it ends, if it does; none: there is none.
@@ -78,7 +78,6 @@ pub(super) const TOO_LATE: Refusal = Refusal::Late("too late; not applied");
 pub(super) const TOO_YOUNG: Refusal =
     Refusal::Late("this root is too young to finish a write in its time; not applied");
 
-#[derive(Debug)]
 pub struct Writer<W> {
     pub ticket: u64,
     pub who: W,
