@@ -69,19 +69,17 @@ pub fn expect_alone(node: &Node) -> Result<(), String> {
 
 /// Repeats the question whether this root is alone: its name may be another's now.
 fn keep_alone(node: &Node) -> Result<(), String> {
+    let mut looked = Instant::now();
     loop {
-        for _ in 0..ALONE_PAUSE.as_secs() {
-            let began = Instant::now();
-            thread::sleep(REJOIN_PAUSE);
-            // It was paused, and another one may have taken over.
-            if began.elapsed() > 2 * REJOIN_PAUSE {
-                break;
-            }
-        }
+        let began = Instant::now();
+        thread::sleep(REJOIN_PAUSE);
+        // Another one may have taken over.
+        let was_paused = began.elapsed() > 2 * REJOIN_PAUSE;
         // Where ZooKeeper says that it is this one, the other will find that out: else both might end.
-        if node.is_registered() {
+        if node.is_registered() || (looked.elapsed() < ALONE_PAUSE && !was_paused) {
             continue;
         }
+        looked = Instant::now();
         if let Some((url, _)) = find_other_root(node).filter(|(_, other)| other.joined && !other.leaving) {
             return Err(format!("another root answers at {url} now, and a tree has one"));
         }
