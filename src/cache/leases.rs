@@ -3,7 +3,7 @@
 //! Invariant: a record ends after the copy that it stands for, while the two clocks differ by less than a tenth
 //! (rules 1 and 2).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -47,10 +47,9 @@ pub struct Holders {
     /// What of that is records of absent keys.
     pub absent_bytes: usize,
     last_number: u64,
-    /// Every holder once, however many records it has.
-    known: HashSet<Arc<Holder>>,
-    /// Holders that did not acknowledge, and until when they are granted nothing (rule 6).
-    silent: HashMap<Arc<Holder>, Instant>,
+    /// Every holder once, however many records it has, and until when it is granted nothing, if it did not acknowledge
+    /// (rule 6).
+    known: HashMap<Arc<Holder>, Option<Instant>>,
     /// Each record by its end, and by its number where several end at once.
     ends: BTreeMap<(Instant, u64), Key>,
 }
@@ -67,7 +66,8 @@ impl Holders {
         now: Instant,
     ) -> Duration {
         let lease = Duration::from_millis(u64::try_from(lease.as_millis()).unwrap_or(u64::MAX));
-        if lease.is_zero() || self.silent.get(holder).is_some_and(|until| now < *until) {
+        let known = self.known.get_key_value(holder);
+        if lease.is_zero() || known.is_some_and(|(_, silent_until)| *silent_until > Some(now)) {
             return Duration::ZERO;
         }
         let ends = now + record_life(lease);
@@ -88,8 +88,8 @@ impl Holders {
         if bytes > room_bytes {
             return Duration::ZERO;
         }
-        let holder = self.known.get(holder).map_or_else(|| Arc::new(holder.clone()), Arc::clone);
-        self.known.insert(Arc::clone(&holder));
+        let holder = known.map_or_else(|| Arc::new(holder.clone()), |(known, _)| Arc::clone(known));
+        self.known.entry(Arc::clone(&holder)).or_default();
         let key = self.records.get_key_value(key).map_or_else(|| Key::from(key), |(key, _)| Arc::clone(key));
         self.ends.insert((ends, number), Arc::clone(&key));
         let record = Record { holder, ends, number, is_absent };
@@ -107,7 +107,7 @@ impl Holders {
     /// That holder did not acknowledge, and its record has run out. It is granted nothing until `until`,
     /// or the next write would have to wait for it again (rule 6).
     pub fn note_silence(&mut self, told: &Record, until: Instant) {
-        self.silent.insert(Arc::clone(&told.holder), until);
+        self.known.insert(Arc::clone(&told.holder), Some(until));
     }
 
     /// Drops some of what has ended; returns whether there may be more.
@@ -115,8 +115,7 @@ impl Holders {
         for _ in 0..at_most {
             let last = self.ends.range(..=(now, u64::MAX)).next_back();
             let Some((&(_, number), key)) = last else {
-                self.silent.retain(|_, until| now < *until);
-                self.known.retain(|holder| Arc::strong_count(holder) > 1);
+                self.known.retain(|holder, silent_until| *silent_until > Some(now) || Arc::strong_count(holder) > 1);
                 shrink(&mut self.records);
                 return false;
             };
