@@ -288,22 +288,31 @@ impl Server {
                 let answer = (self.handler)(Ok(Incoming { request: &request, body }));
                 self.send(request, &answer);
             }
-            Err(Refused { error, is_last }) => {
-                let answer = (self.handler)(Err(error));
-                if is_last {
-                    self.end(client);
-                    refuse(request, &answer);
-                } else {
-                    self.send(request, &answer);
-                }
+            Err(Refused { error, is_last: false }) => self.send(request, &(self.handler)(Err(error))),
+            Err(Refused { error, is_last: true }) => {
+                self.end(client);
+                refuse(request, &(self.handler)(Err(error)));
             }
         }
     }
 
+    /// Sends the answer to a request whose body has been read. The head is ours, since `tiny_http`'s own gives a 204 a
+    /// length, sends 32 KiB and more in chunks, obeys `TE`, and does not say that an old connection stays.
     fn send(&self, request: Request, answer: &Answer) {
         let closes = self.closing.load(SeqCst);
-        let connection = if closes { "Connection: close\r\n" } else { connection_of(&request) };
-        send(request, answer, connection);
+        let head = write_head(answer, if closes { "Connection: close\r\n" } else { connection_of(&request) });
+        let mut parts = [head.as_bytes(), &answer.body, &answer.value];
+        if *request.method() == Method::Head {
+            parts[1..].fill(&[]);
+        }
+        let mut writer = request.into_writer();
+        let sent = if parts[1].len() + parts[2].len() <= ONE_WRITE_BYTES {
+            writer.write_all(&parts.concat())
+        } else {
+            parts.iter().try_for_each(|part| writer.write_all(part))
+        };
+        // Nobody is told if its client has left.
+        let _ = sent.and_then(|()| writer.flush());
     }
 
     fn has_ended(&self, client: SocketAddr) -> bool {
@@ -338,24 +347,6 @@ impl Server {
     fn connections(&self) -> MutexGuard<'_, Connections> {
         self.connections.lock().expect("nothing panics under this lock")
     }
-}
-
-/// Sends the answer to a request whose body has been read. The head is ours, since `tiny_http`'s own gives a 204 a
-/// length, sends 32 KiB and more in chunks, obeys `TE`, and does not say that an old connection stays.
-fn send(request: Request, answer: &Answer, connection: &str) {
-    let head = write_head(answer, connection);
-    let mut parts = [head.as_bytes(), &answer.body, &answer.value];
-    if *request.method() == Method::Head {
-        parts[1..].fill(&[]);
-    }
-    let mut writer = request.into_writer();
-    let sent = if parts[1].len() + parts[2].len() <= ONE_WRITE_BYTES {
-        writer.write_all(&parts.concat())
-    } else {
-        parts.iter().try_for_each(|part| writer.write_all(part))
-    };
-    // Nobody is told if its client has left.
-    let _ = sent.and_then(|()| writer.flush());
 }
 
 /// Answers the last request of a connection, whose body may be there or not.
