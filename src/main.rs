@@ -85,26 +85,24 @@ fn run() -> Result<(), String> {
     }
 
     // Serving comes before joining: the root asks a node that joins whether it can be reached.
-    let max_value_bytes = config.max_value_bytes;
     let node = Arc::new(Node::new(config, address));
     let answering = Arc::clone(&node);
     let handler = move |incoming: Result<server::Incoming, _>| api::handle(&answering, incoming);
     let (end, ended) = mpsc::channel();
     let fatal = end.clone();
     let report = move |error| drop(fatal.send(Err(error)));
-    let server = server::serve(listener, max_value_bytes, Box::new(handler), report)
+    let server = server::serve(listener, node.config.max_value_bytes, Box::new(handler), report)
         .map_err(|error| format!("could not serve {address}: {error}"))?;
 
-    let (leaving, swept, ends) = (Arc::clone(&node), Arc::clone(&node), end.clone());
-    start_thread("signals", &end, move || leave_when_told(leaving, server, signals, &ends))?;
-    start_thread("sweep", &end, move || swept.keep_swept())?;
-    let ends = end.clone();
-    start_thread("join", &end, move || take_part(&node, &ends))?;
+    let (leaving, swept) = (Arc::clone(&node), Arc::clone(&node));
+    start_thread("signals", &end, move |end| leave_when_told(leaving, server, signals, end))?;
+    start_thread("sweep", &end, move |_| swept.keep_swept())?;
+    start_thread("join", &end, move |end| take_part(&node, address, end))?;
     ended.recv().expect("the server never lets go of its sender")
 }
 
 /// Gets this node its place, and keeps it.
-fn take_part(node: &Arc<Node>, end: &End) -> Result<(), String> {
+fn take_part(node: &Arc<Node>, address: SocketAddr, end: &End) -> Result<(), String> {
     if node.config.is_root() {
         let (durable, lease) = durable::take_over(node)?;
         join::expect_alone(node)?;
@@ -112,14 +110,14 @@ fn take_part(node: &Arc<Node>, end: &End) -> Result<(), String> {
         node.take_table(places, lease);
         if let Some(durable) = durable {
             let committing = Arc::clone(node);
-            start_thread("commit", end, move || durable::keep_committing(&committing, &durable))?;
+            start_thread("commit", end, move |_| durable::keep_committing(&committing, &durable))?;
         }
     }
     join::join_root(node)?;
     // Whoever started us may have stopped reading.
-    let _ = writeln!(std::io::stdout(), "{} listening on http://{}", node.myself.name, node.address);
+    let _ = writeln!(std::io::stdout(), "{} listening on http://{address}", node.myself.name);
     let registered = Arc::clone(node);
-    start_thread("registry", end, move || crate::zookeeper::keep_registered(&registered))?;
+    start_thread("registry", end, move |_| crate::zookeeper::keep_registered(&registered))?;
     join::keep_joined(node)
 }
 
@@ -127,15 +125,15 @@ fn take_part(node: &Arc<Node>, end: &End) -> Result<(), String> {
 fn leave_when_told(node: Arc<Node>, server: Arc<Server>, mut signals: Signals, end: &End) -> Result<(), String> {
     let mut signals = signals.forever();
     signals.next();
-    let (began, left) = (Instant::now(), end.clone());
+    let began = Instant::now();
     log::info!("leaving: no other node must have this one on record");
-    start_thread("leave", end, move || {
+    start_thread("leave", end, move |end| {
         let limit = join::leave_limit(&node);
         join::leave(&node, limit);
         server.close(limit);
         log::info!("left after {:.1?}", began.elapsed());
         // Nobody else waits for the end.
-        let _ = left.send(Ok(()));
+        let _ = end.send(Ok(()));
         Ok(())
     })?;
     signals.find(|_| began.elapsed() >= SECOND_SIGNAL);
@@ -147,12 +145,12 @@ fn leave_when_told(node: Arc<Node>, server: Arc<Server>, mut signals: Signals, e
 fn start_thread(
     name: &str,
     end: &End,
-    work: impl FnOnce() -> Result<(), String> + Send + 'static,
+    work: impl FnOnce(&End) -> Result<(), String> + Send + 'static,
 ) -> Result<(), String> {
     let end = end.clone();
     let panicked = format!("the thread {name:?} panicked");
     let work = move || {
-        let ended = catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(panicked));
+        let ended = catch_unwind(AssertUnwindSafe(|| work(&end))).unwrap_or(Err(panicked));
         ended.unwrap_or_else(|error| drop(end.send(Err(error))));
     };
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);

@@ -38,8 +38,6 @@ const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
 pub struct Node {
     pub config: Config,
-    /// Where it listens.
-    pub address: SocketAddr,
     /// Its name, the URL at which others reach it, and the random number of this process.
     pub myself: NodeRef,
     /// That number as every answer names it.
@@ -111,7 +109,6 @@ impl Node {
         let run = RandomState::new().hash_one(std::process::id()) >> 11;
         let (is_root, max_bytes, lease) = (config.is_root(), config.max_store_bytes, config.lease);
         Self {
-            address,
             myself: NodeRef { name: config.node_name(), url: config.url_at(address.port()), run },
             run_text: run.to_string().leak(),
             started,
