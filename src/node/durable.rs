@@ -74,8 +74,7 @@ pub fn take_over(node: &Node) -> Result<(Option<Durable>, Duration), String> {
 pub fn keep_committing(node: &Node, durable: &Durable) -> Result<(), String> {
     node.committer.get_or_init(thread::current);
     loop {
-        let now = Instant::now();
-        let batch = node.store().take_batch(now);
+        let batch = node.store().take_batch(Instant::now());
         let Some(batch) = batch else {
             thread::park_timeout(COMMIT_PAUSE);
             continue;

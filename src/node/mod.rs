@@ -25,7 +25,7 @@ use crate::protocol::error::{Error, Kind};
 use crate::protocol::messages::JoinAnswer;
 use crate::tree::{self, ALIVE, ChildTable, Member, NodeRef, Place, Process};
 
-pub use walk::READ_LIMIT;
+pub use walk::{READ_LIMIT, write_deadline};
 
 /// How long a request waits for the place of a node that starts.
 const PLACE_LIMIT: Duration = Duration::from_secs(1);

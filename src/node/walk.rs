@@ -161,20 +161,13 @@ impl Node {
         Some((fetched, asked_at))
     }
 
-    fn fetch(
-        &self,
-        from: &NodeRef,
-        root: u64,
-        key: &str,
-        wait: Duration,
-        limit: Duration,
-    ) -> Result<Leased, CallError> {
+    fn fetch(&self, at: &NodeRef, root: u64, key: &str, wait: Duration, limit: Duration) -> Result<Leased, CallError> {
         self.metrics.fetches_sent.count();
         let NodeRef { name, url, run } = self.myself.clone();
         // Who leaves keeps nothing.
         let holder = (!self.is_leaving()).then_some(Holder { name, url, run });
-        let call = Call::Fetch { key: key.to_owned(), to: from.run, holder, wait };
-        self.client.fetch_copy(from, root, &call, limit)
+        let call = Call::Fetch { key: key.to_owned(), to: at.run, holder, wait };
+        self.client.fetch_copy(at, root, &call, limit)
     }
 
     fn is_passed_over(&self, url: &str, now: Instant) -> bool {
@@ -241,12 +234,6 @@ impl Node {
                 Kind::ServiceUnavailable.error(text)
             }
         }
-    }
-
-    /// Until when a write may be done at this root, which a client asks for now or a node has passed on.
-    pub fn deadline_of(&self, passed_on: Option<PassedOn>) -> Instant {
-        let until = passed_on.and_then(|passed_on| self.started.checked_add(Duration::from_millis(passed_on.until_ms)));
-        until.unwrap_or_else(|| write_deadline(self.config.lease))
     }
 
     /// Passes a client's write on to the root, and once more if that was another run. Without an answer the error says
@@ -384,8 +371,9 @@ impl Node {
     }
 }
 
-/// A silent holder is waited for, and what is told in the root's clock is divided by 1.1 (rule 11).
-fn write_deadline(lease: Duration) -> Instant {
+/// Until when a write may be done that a client asks for now. A silent holder is waited for, and what is told in the
+/// root's clock is divided by 1.1 (rule 11).
+pub fn write_deadline(lease: Duration) -> Instant {
     Instant::now() + record_life(record_life(lease)) + WRITE_SLACK
 }
 
