@@ -128,8 +128,7 @@ fn leave_when_told(node: Arc<Node>, server: Arc<Server>, mut signals: Signals, e
     let began = Instant::now();
     log::info!("leaving: no other node must have this one on record");
     start_thread("leave", end, move |end| {
-        let limit = join::leave_limit(&node);
-        join::leave(&node, limit);
+        let limit = join::leave(&node);
         server.close(limit);
         log::info!("left after {:.1?}", began.elapsed());
         // Nobody else waits for the end.

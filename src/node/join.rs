@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use super::{Node, not_joined};
+use super::{LOOK_PAUSE, Node, not_joined};
 use crate::cache::leases::record_life;
 use crate::http::client::CallError;
 use crate::protocol::error::{Error, Kind};
@@ -44,9 +44,6 @@ const ALONE_PAUSE: Duration = Duration::from_secs(10);
 
 /// How long a starting root waits for another one that starts as well, and must end or go on.
 const ALONE_LIMIT: Duration = Duration::from_secs(15);
-
-/// Between two looks of a node that leaves whether it may end.
-const LEAVE_PAUSE: Duration = Duration::from_millis(20);
 
 /// What leaving may take beyond what records last.
 const LEAVE_SLACK: Duration = Duration::from_secs(1);
@@ -174,16 +171,13 @@ fn refused(node: &Node, status: u16, detail: &str) -> String {
 
 // -- leaving -----------------------------------------------------------------------------------
 
-/// How long a node that leaves waits for what others have of it on record, and then for what is in hand.
-pub fn leave_limit(node: &Node) -> Duration {
-    let lease = node.last_join().map_or(node.config.lease, |joined| joined.lease());
-    record_life(lease) + LEAVE_SLACK
-}
-
 /// Takes on nothing more, and returns when no other node has this one on record: no write waits for it then. It goes on
 /// joining, answering and invalidating meanwhile. Where the root leaves, too, or gives no answer, there are no writes.
-pub fn leave(node: &Node, limit: Duration) {
+/// How long it has waited at most is what it returns, since what is in hand then has as long.
+pub fn leave(node: &Node) -> Duration {
     let began = Instant::now();
+    let lease = node.last_join().map_or(node.config.lease, |joined| joined.lease());
+    let limit = record_life(lease) + LEAVE_SLACK;
     node.leaving.store(true, SeqCst);
     node.store().leave();
     node.joiner.get().into_iter().for_each(Thread::unpark);
@@ -191,8 +185,9 @@ pub fn leave(node: &Node, limit: Duration) {
     let is_waited_for = || node.is_joined() && !node.store().may_end(Instant::now()) && !node.has_lost_root(began);
     while is_waited_for() && began.elapsed() < limit {
         node.wake_committer();
-        thread::sleep(LEAVE_PAUSE);
+        thread::sleep(LOOK_PAUSE);
     }
+    limit
 }
 
 // -- the root ----------------------------------------------------------------------------------

@@ -30,8 +30,8 @@ pub use walk::{READ_LIMIT, write_deadline};
 /// How long a request waits for the place of a node that starts.
 const PLACE_LIMIT: Duration = Duration::from_secs(1);
 
-/// Between two looks whether it has it.
-const PLACE_PAUSE: Duration = Duration::from_millis(10);
+/// Between two looks whether it has it, and of a node that leaves whether it may end.
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Between two sweeps.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
@@ -180,7 +180,7 @@ impl Node {
     pub fn is_joined_soon(&self) -> bool {
         let asked = Instant::now();
         while !self.is_joined() && asked.elapsed() < PLACE_LIMIT {
-            thread::sleep(PLACE_PAUSE);
+            thread::sleep(LOOK_PAUSE);
         }
         self.is_joined()
     }
