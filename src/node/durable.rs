@@ -156,22 +156,21 @@ impl Durable {
 
     fn commit(&self, batch: &Batch) -> Result<(), redb::Error> {
         let transaction = self.database.begin_write()?;
-        {
-            let mut entries = transaction.open_table(ENTRIES)?;
-            for change in &batch.changes {
-                match &change.entry {
-                    Some((value, ends)) => {
-                        let ends = ends.map_or(0, |ends| self.to_wall(ends));
-                        entries.insert(&*change.key, (ends, value.raw()))?;
-                    }
-                    None => drop(entries.remove(&*change.key)?),
+        let mut entries = transaction.open_table(ENTRIES)?;
+        for change in &batch.changes {
+            match &change.entry {
+                Some((value, ends)) => {
+                    let ends = ends.map_or(0, |ends| self.to_wall(ends));
+                    entries.insert(&*change.key, (ends, value.raw()))?;
                 }
+                None => drop(entries.remove(&*change.key)?),
             }
-            let mark = batch.mark.map(|mark| (MARK, self.to_wall(mark)));
-            let lease = batch.lease.map(|lease| (LEASE, whole_ns(lease)));
-            for (name, note) in mark.into_iter().chain(lease) {
-                transaction.open_table(NOTES)?.insert(name, note)?;
-            }
+        }
+        drop(entries);
+        let mark = batch.mark.map(|mark| (MARK, self.to_wall(mark)));
+        let lease = batch.lease.map(|lease| (LEASE, whole_ns(lease)));
+        for (name, note) in mark.into_iter().chain(lease) {
+            transaction.open_table(NOTES)?.insert(name, note)?;
         }
         Ok(transaction.commit()?)
     }
