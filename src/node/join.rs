@@ -23,7 +23,7 @@ const REJOIN_PAUSE: Duration = Duration::from_secs(1);
 /// Between two attempts to join.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long a starting node waits for its root.
+/// How long a starting node waits for its root, and a starting root for another one that starts or leaves.
 const START_LIMIT: Duration = Duration::from_mins(1);
 
 /// Between two lines that say what a starting node waits for.
@@ -42,9 +42,6 @@ pub const ASK_LIMIT: Duration = Duration::from_secs(1);
 /// the sentinel knocking.
 const ALONE_PAUSE: Duration = Duration::from_secs(10);
 
-/// How long a starting root waits for another one that starts as well, and must end or go on.
-const ALONE_LIMIT: Duration = Duration::from_secs(15);
-
 /// What leaving may take beyond what records last.
 const LEAVE_SLACK: Duration = Duration::from_secs(1);
 
@@ -55,8 +52,8 @@ const LEAVE_SLACK: Duration = Duration::from_secs(1);
 pub fn expect_alone(node: &Node) -> Result<(), String> {
     let started = Instant::now();
     while let Some((url, other)) = find_other_root(node) {
-        let (stays, limit) = if other.leaving { (false, START_LIMIT) } else { (other.joined, ALONE_LIMIT) };
-        if stays || (!other.leaving && other.run < node.myself.run) || started.elapsed() > limit {
+        let stays = !other.leaving && (other.joined || other.run < node.myself.run);
+        if stays || started.elapsed() > START_LIMIT {
             return Err(format!("another root answers at {url}, and a tree has one"));
         }
         thread::sleep(RETRY_PAUSE);
