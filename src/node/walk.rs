@@ -219,19 +219,7 @@ impl Node {
                     self.wake_committer();
                     thread::park_timeout(then.unwrap_or(limit) - now);
                 }
-                asked => return asked.map_err(|refusal| self.refused(refusal)),
-            }
-        }
-    }
-
-    fn refused(&self, refusal: Refusal) -> Error {
-        match refusal {
-            Refusal::Condition(text) => Kind::PreconditionFailed.error(text),
-            Refusal::Full(text) => Kind::InsufficientStorage.error(text),
-            Refusal::Late(text) => Kind::ServiceUnavailable.error(text),
-            Refusal::NotYet(_) => {
-                let text = format!("the disk of {} is slow: whether it was applied is unknown", self.myself.name);
-                Kind::ServiceUnavailable.error(text)
+                asked => return asked.map_err(refused),
             }
         }
     }
@@ -375,6 +363,17 @@ impl Node {
 /// root's clock is divided by 1.1 (rule 11).
 pub fn write_deadline(lease: Duration) -> Instant {
     Instant::now() + record_life(record_life(lease)) + WRITE_SLACK
+}
+
+fn refused(refusal: Refusal) -> Error {
+    match refusal {
+        Refusal::Condition(text) => Kind::PreconditionFailed.error(text),
+        Refusal::Full(text) => Kind::InsufficientStorage.error(text),
+        Refusal::Late(text) => Kind::ServiceUnavailable.error(text),
+        Refusal::NotYet(_) => {
+            Kind::ServiceUnavailable.error("the root's disk is slow: whether it was applied is unknown")
+        }
+    }
 }
 
 fn no_answer(key: &str, causes: &[String]) -> Error {
