@@ -293,7 +293,8 @@ impl Node {
         let refuse = |why: &str| Kind::Conflict.error(format!("{} is {why}", self.myself.name));
         // Down only: two nodes that hold copies of each other's would tell each other for ever. That takes a
         // tree whose places were reversed, or a stranger; either way the record runs out by itself.
-        if self.level() <= sender_level {
+        // The root is below nobody, whatever is said: what it holds are entries.
+        if self.config.is_root() || self.level() <= sender_level {
             return Err(refuse("not below the node that sends this"));
         }
         // Rule 8: that one's holders, which this one does not know, would not be told.

@@ -277,12 +277,19 @@ fn what_has_ended_is_swept_from_every_node() {
 fn an_invalidation_for_another_run_is_refused() {
     let tree = Tree::start(2, &[]);
     let run = tree.node(2).run();
-    let path = |run: u64| format!("/copies/k?to={run}&level=1");
-    tree.node(2).call("DELETE", &path(run), b"").expect(200, &format!(r#"{{"run":{run}}}"#));
-    tree.node(2).call("DELETE", &path(run + 1), b"").expect_error(409, "NODE-2 is another process now");
-    tree.root()
-        .call("DELETE", &path(tree.root().run()), b"")
-        .expect_error(409, "NODE-1 is not below the node that sends this");
+    tree.root().write("k", "1");
+    tree.node(2).expect_value("k", "1");
+    let path = |run: u64, level: u32| format!("/copies/k?to={run}&level={level}");
+    tree.node(2).call("DELETE", &path(run + 1, 1), b"").expect_error(409, "NODE-2 is another process now");
+    assert_eq!(tree.node(2).metric("copies"), 1);
+    tree.node(2).call("DELETE", &path(run, 1), b"").expect(200, &format!(r#"{{"run":{run}}}"#));
+    assert_eq!(tree.node(2).metric("copies"), 0);
+    // What the root holds are entries, and it is below nobody, whatever is said.
+    for level in [0, 1] {
+        let answer = tree.root().call("DELETE", &path(tree.root().run(), level), b"");
+        answer.expect_error(409, "NODE-1 is not below the node that sends this");
+    }
+    tree.root().expect_value("k", "1");
 }
 
 #[test]
