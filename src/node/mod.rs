@@ -27,8 +27,8 @@ use crate::tree::{self, ALIVE, ChildTable, Member, NodeRef, Place, Process};
 
 pub use walk::{READ_LIMIT, write_deadline};
 
-/// How long a request waits for the place of a node that starts.
-const PLACE_LIMIT: Duration = Duration::from_secs(1);
+/// So often a request that needs the place of a node that starts looks whether it has it: for a second.
+const PLACE_LOOKS: u32 = 100;
 
 /// Between two looks whether it has it, and of a node that leaves whether it may end.
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
@@ -178,11 +178,11 @@ impl Node {
 
     /// The same, but whoever asks a node that has just started need not be sent away.
     pub fn is_joined_soon(&self) -> bool {
-        let asked = Instant::now();
-        while !self.is_joined() && asked.elapsed() < PLACE_LIMIT {
+        let looks_again = |_| {
             thread::sleep(LOOK_PAUSE);
-        }
-        self.is_joined()
+            self.is_joined()
+        };
+        self.is_joined() || (0..PLACE_LOOKS).any(looks_again)
     }
 
     /// Since when the root has not been heard; the root hears itself.
