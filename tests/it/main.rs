@@ -17,6 +17,7 @@ mod impostor;
 mod leases;
 mod leaving;
 mod local;
+mod network;
 mod page;
 mod process;
 mod program;

@@ -1,9 +1,9 @@
 //! To the run, and in time: what strangers on a node's port, other roots and late packets could do.
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::harness::{Folder, Node, PROCESS_LIMIT, Process, Tree, command, poll_until, run};
+use crate::harness::{Folder, Node, PROCESS_LIMIT, Tree, poll_until};
+use crate::network::Network;
 
 #[test]
 fn fifty_reads_of_an_absent_key_cost_one_fetch_and_all_see_it_created() {
@@ -116,176 +116,87 @@ fn a_write_that_comes_too_late_is_refused() {
     assert_eq!(answer.header("tree-cache-run"), Some(run.to_string().as_str()));
 }
 
-/// Two network namespaces with a cable between them; gone when dropped.
-struct Cable {
-    names: [String; 2],
-}
-
-impl Cable {
-    fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let names = ["a", "b"].map(|end| format!("tc{}-{number}{end}", std::process::id()));
-        let cable = Self { names };
-        let [one, other] = &cable.names;
-        run(&["ip", "netns", "add", one]);
-        run(&["ip", "netns", "add", other]);
-        run(&["ip", "-n", one, "link", "add", "tree", "type", "veth", "peer", "name", "tree", "netns", other]);
-        for (name, address) in [(one, "10.77.0.1/24"), (other, "10.77.0.2/24")] {
-            run(&["ip", "-n", name, "address", "add", address, "dev", "tree"]);
-            run(&["ip", "-n", name, "link", "set", "tree", "up"]);
-            run(&["ip", "-n", name, "link", "set", "lo", "up"]);
-        }
-        cable
-    }
-
-    /// From now on each end sends to an address that the other has not, and so all packets are lost.
-    fn cut(&self) {
-        for (name, other) in self.names.iter().zip(["10.77.0.2", "10.77.0.1"]) {
-            run(&["ip", "-n", name, "neigh", "replace", other, "lladdr", "02:00:00:00:00:99", "dev", "tree"]);
-        }
-    }
-
-    fn mend(&self) {
-        for (name, other) in self.names.iter().zip(["10.77.0.2", "10.77.0.1"]) {
-            run(&["ip", "-n", name, "neigh", "delete", other, "dev", "tree"]);
-        }
-    }
-
-    /// Starts a node at one end.
-    fn start(&self, end: usize, env: &[(&str, &str)]) -> Process {
-        let mut process = Process::spawn_command(
-            command("ip").args(["netns", "exec", &self.names[end], crate::harness::PROGRAM]),
-            &[&[("LEASE_SECONDS", "1"), ("TREE_DEPTH", "2"), ("ROOT_URL", "http://10.77.0.1:5000")], env].concat(),
-        );
-        process.wait_for_output(" listening on ");
-        process
-    }
-
-    /// What the processes at one end are told of names that they look up: these lines of `hosts`, and else nothing, by a
-    /// server that never answers. `ip netns exec` shows it to those that it starts.
-    fn tell_names(&self, end: usize, hosts: &str) {
-        let folder = format!("/etc/netns/{}", self.names[end]);
-        std::fs::create_dir_all(&folder).expect("root may make it");
-        std::fs::write(format!("{folder}/hosts"), hosts).expect("it is ours");
-        std::fs::write(format!("{folder}/resolv.conf"), "nameserver 10.77.0.99\n").expect("it is ours");
-        run(&[
-            "ip",
-            "-n",
-            &self.names[end],
-            "neigh",
-            "replace",
-            "10.77.0.99",
-            "lladdr",
-            "02:00:00:00:00:99",
-            "dev",
-            "tree",
-        ]);
-    }
-
-    /// What a client at one end gets from the node there.
-    fn ask(&self, end: usize, arguments: &[&str], path: &str) -> String {
-        let url = format!("http://10.77.0.{}:5000{path}", end + 1);
-        let curl = ["netns", "exec", &self.names[end], "curl", "-s", "--max-time", "10", &url];
-        let mut process = Process::spawn_command(command("ip").args(curl).args(arguments), &[]);
-        process.wait_for_end(PROCESS_LIMIT).1.trim_end().to_owned()
-    }
-}
-
-impl Drop for Cable {
-    fn drop(&mut self) {
-        for name in &self.names {
-            let _ = command("ip").args(["netns", "delete", name]).status();
-            let _ = std::fs::remove_dir_all(format!("/etc/netns/{name}"));
-        }
-    }
-}
-
 #[test]
 #[ignore = "needs root, ip and curl: run make test-page"]
 fn a_write_that_was_given_up_on_in_a_cut_is_not_applied_when_it_heals() {
     let seconds = std::env::var("CUT_SECONDS").map_or(12, |text| text.parse().expect("CUT_SECONDS is a number"));
-    let cable = Cable::new();
-    let _root = cable.start(0, &[("NODE_ID", "1"), ("BIND_ADDR", "10.77.0.1")]);
-    let _leaf = cable.start(1, &[("NODE_ID", "2"), ("BIND_ADDR", "10.77.0.2")]);
-    assert_eq!(cable.ask(1, &["-X", "PUT", "-d", r#"{"value":1}"#], "/store/k"), r#"{"key":"k","value":1}"#);
-    cable.cut();
+    let network = Network::new(2);
+    let _root = network.start(1, &[]);
+    let _leaf = network.start(2, &[]);
+    network.put(2, "k", 1).expect_put("k", 1);
+    network.cut(1, 2);
     let cut = Instant::now();
-    let answer = cable.ask(1, &["-X", "PUT", "-d", r#"{"value":2}"#], "/store/k");
-    assert!(answer.contains("no answer within") && answer.contains("whether it was applied is unknown"), "{answer}");
+    let told = network.put(2, "k", 2);
+    let text = &told.text;
+    assert!(text.contains("no answer within") && text.contains("whether it was applied is unknown"), "{told:?}");
     // Now or never: its time is over.
-    assert_eq!(cable.ask(0, &["-X", "PUT", "-d", r#"{"value":3}"#], "/store/k"), r#"{"key":"k","value":3}"#);
+    network.put(1, "k", 3).expect_put("k", 3);
     std::thread::sleep(Duration::from_secs(seconds).saturating_sub(cut.elapsed()));
-    cable.mend();
-    let came = || cable.ask(0, &[], "/metrics").contains("tree_cache_refused_total{status=\"503\"} 1");
+    network.mend(1, 2);
+    let metrics = || network.ask(1, "GET", "/metrics", "").text;
+    let came = || metrics().contains("tree_cache_refused_total{status=\"503\"} 1");
     poll_until(Duration::from_secs(2 * seconds + 20), "the kernel delivers it", came);
     eprintln!("the write was delivered {:?} after the cut", cut.elapsed());
-    for end in [0, 1] {
-        assert_eq!(cable.ask(end, &[], "/store/k"), r#"{"value":3}"#);
+    for host in [1, 2] {
+        network.get(host, "k").expect_value(3);
     }
 }
 
 #[test]
 #[ignore = "needs root, ip and curl: run make test-page"]
 fn a_silent_name_server_stops_nobody_whose_addresses_are_known() {
-    let cable = Cable::new();
-    cable.tell_names(1, "10.77.0.1 root.internal\n");
-    let root_env = [("NODE_ID", "1"), ("BIND_ADDR", "10.77.0.1")];
-    let root = cable.start(0, &root_env);
-    let leaf_env = [("NODE_ID", "2"), ("BIND_ADDR", "10.77.0.2"), ("ROOT_URL", "http://root.internal:5000")];
-    let _leaf = cable.start(1, &leaf_env);
+    let network = Network::new(2);
+    network.tell_names(2, "10.77.0.1 root.internal\n");
+    let root = network.start(1, &[]);
+    let _leaf = network.start(2, &[("ROOT_URL", "http://root.internal:5000")]);
     let expect_quick = |what: &str| {
         // When the root has been young.
-        assert_eq!(cable.ask(1, &["-X", "PUT", "-d", r#"{"value":0}"#], "/store/k"), r#"{"key":"k","value":0}"#);
+        network.put(2, "k", 0).expect_put("k", 0);
         let (mut slowest, mut calls) = (Duration::ZERO, 0);
         let began = Instant::now();
         // Longer than the resolver itself goes on asking.
         while began.elapsed() < Duration::from_secs(12) {
-            let (value, path) = (format!(r#"{{"value":{calls}}}"#), format!("/store/k{calls}"));
-            for (arguments, expected) in [
-                (&["-X", "PUT", "-d", &value][..], format!(r#"{{"key":"k{calls}","value":{calls}}}"#)),
-                (&[], format!(r#"{{"value":{calls}}}"#)),
-            ] {
-                let asked = Instant::now();
-                assert_eq!(cable.ask(1, arguments, &path), expected, "{what}");
-                slowest = slowest.max(asked.elapsed());
-            }
+            let key = format!("k{calls}");
+            let put = network.put(2, &key, calls).expect_put(&key, calls);
+            let got = network.get(2, &key).expect_value(calls);
+            slowest = slowest.max(put.took).max(got.took);
             calls += 1;
         }
         eprintln!("{what}: {calls} writes and as many reads, the slowest call {slowest:?}");
         assert!(slowest < Duration::from_millis(800), "{what}: {slowest:?}");
     };
-    cable.tell_names(1, "");
+    network.tell_names(2, "");
     expect_quick("silent");
     // Nor does it keep the leaf from joining another run of its root.
     drop(root);
-    let _root = cable.start(0, &root_env);
-    poll_until(PROCESS_LIMIT, "the leaf joins", || cable.ask(0, &[], "/nodes").contains("NODE-2"));
+    let _root = network.start(1, &[]);
+    let nodes = || network.ask(1, "GET", "/nodes", "").text;
+    poll_until(PROCESS_LIMIT, "the leaf joins", || nodes().contains("NODE-2"));
     expect_quick("silent, and another run");
 }
 
 #[test]
 #[ignore = "needs root, ip, curl and ZooKeeper: run make test-page"]
 fn of_two_roots_that_a_cut_has_made_one_is_left_when_it_heals() {
-    let (cable, folder) = (Cable::new(), Folder::new("zookeeper"));
+    let (network, folder) = (Network::new(2), Folder::new("zookeeper"));
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/zookeeper/server.sh");
-    let serve = ["netns", "exec", &cable.names[1], script, "serve", folder.path(), "2181"];
-    let _server = Process::spawn_command(command("ip").args(serve), &[("ZOO_CFG", "clientPortAddress=10.77.0.2")]);
+    let serve = [script, "serve", folder.path(), "2181"];
+    let _server = network.run_on(2, &serve, &[("ZOO_CFG", "clientPortAddress=10.77.0.2")]);
     let env = [("NODE_ID", "1"), ("TREE_TOKEN", "s3cret"), ("ZOOKEEPER", "10.77.0.2:2181")];
-    let mut first = cable.start(0, &[&env[..], &[("BIND_ADDR", "10.77.0.1")]].concat());
+    let mut first = network.start(1, &env);
     first.wait_for_log("registered in ZooKeeper at", 1);
-    cable.cut();
+    network.cut(1, 2);
     // The first is alive, and cut off from ZooKeeper; its URL is the second's ROOT_URL, too.
     let cut = Instant::now();
-    let second = cable.start(1, &[&env[..], &[("BIND_ADDR", "10.77.0.2")]].concat());
+    let second = network.start(2, &env);
     second.wait_for_log("registered in ZooKeeper at", 1);
     eprintln!("the second root was registered {:?} after the cut", cut.elapsed());
     first.expect_alive();
-    cable.mend();
+    network.mend(1, 2);
     let healed = Instant::now();
     let (code, _, log) = first.wait_for_end(PROCESS_LIMIT);
     let line = "tree-cache: another root of this tree is registered in ZooKeeper, at http://10.77.0.2:5000\n";
     assert!(code == Some(1) && log.ends_with(line), "{log}");
     eprintln!("the first ended {:?} after the cut was healed", healed.elapsed());
-    assert_eq!(cable.ask(1, &["-X", "PUT", "-d", r#"{"value":1}"#], "/store/k"), r#"{"key":"k","value":1}"#);
+    network.put(2, "k", 1).expect_put("k", 1);
 }
