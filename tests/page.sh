@@ -44,3 +44,5 @@ fi
 tests/it/zookeeper/server.sh install
 # One after the other: several browsers would starve each other on a small machine.
 cargo test --locked --test it -- --ignored --test-threads=1 page:: proxies:: runs:: durable::
+# All at once: most of their time they wait. They say what docs/operating.md says of what happens when.
+cargo test --locked --test it -- --ignored --test-threads=12 --nocapture cuts::

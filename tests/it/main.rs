@@ -8,6 +8,7 @@ mod body;
 mod browser;
 mod client;
 mod coherence;
+mod cuts;
 mod door;
 mod durable;
 mod harness;

@@ -24,6 +24,8 @@ pub struct Told {
     /// 0 if there was no answer.
     pub status: u16,
     pub text: String,
+    /// What answered a read: an entry, a copy or a fetch.
+    pub by: String,
     pub took: Duration,
 }
 
@@ -103,16 +105,17 @@ impl Network {
     /// What a client on one host gets from the node there. A write has a body.
     pub fn ask(&self, host: usize, method: &str, path: &str, body: &str) -> Told {
         let url = format!("{}{path}", url(host));
-        let format = "\n%{http_code} %{time_total}\n";
+        let format = "\n%{http_code} %{time_total} %header{cache-status}\n";
         let mut arguments = vec!["curl", "-s", "--max-time", "20", "-X", method, "-w", format, &url];
         if !body.is_empty() {
             arguments.extend(["-d", body]);
         }
         let (_, printed, log) = self.run_on(host, &arguments, &[]).wait_for_end(2 * PROCESS_LIMIT);
         let parts = printed.trim_end_matches('\n').rsplit_once('\n').and_then(|(text, line)| {
-            let (status, took) = line.split_once(' ')?;
-            let (status, took) = (status.parse().ok()?, Duration::from_secs_f64(took.parse().ok()?));
-            Some(Told { status, text: text.trim_end().to_owned(), took })
+            let mut words = line.splitn(3, ' ');
+            let (status, took) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+            let by = words.next()?.to_owned();
+            Some(Told { status, text: text.trim_end().to_owned(), by, took: Duration::from_secs_f64(took) })
         });
         parts.unwrap_or_else(|| panic!("{arguments:?} printed {printed:?} and {log:?}"))
     }
@@ -162,7 +165,7 @@ fn address(host: usize) -> String {
 }
 
 /// Where the node on that host is found.
-fn url(host: usize) -> String {
+pub fn url(host: usize) -> String {
     format!("http://{}:5000", address(host))
 }
 
