@@ -21,7 +21,7 @@ use crate::cache::store::{Leased, Source};
 use crate::cache::value::{self, Value};
 use crate::cache::writes::{Condition, Write};
 use crate::config::{base_url, host_of};
-use crate::node::{Node, READ_LIMIT, join, not_joined, write_deadline};
+use crate::node::{Node, READ_LIMIT, join, not_joined, write_limit};
 use crate::protocol::call::{Call, PassedOn, Request};
 use crate::protocol::error::{Error, Kind};
 use crate::protocol::messages::{self, Acknowledgement, JoinRequest, RUN_HEADER};
@@ -201,7 +201,7 @@ fn read_deadline(node: &Node, passed_on: Option<PassedOn>, incoming: &Incoming) 
     let passed_on = passed_on.filter(|_| is_node);
     passed_on.map_or(Ok(()), |passed_on| expect_run(node, passed_on.to))?;
     let until = passed_on.and_then(|passed_on| node.started.checked_add(Duration::from_millis(passed_on.until_ms)));
-    Ok(until.unwrap_or_else(|| write_deadline(node.config.lease)))
+    Ok(until.unwrap_or_else(|| Instant::now() + write_limit(node.config.lease)))
 }
 
 /// Rule 8: what is meant for another process is not answered by this one.

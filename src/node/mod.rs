@@ -25,7 +25,7 @@ use crate::protocol::error::{Error, Kind};
 use crate::protocol::messages::JoinAnswer;
 use crate::tree::{self, ALIVE, ChildTable, Member, NodeRef, Place, Process};
 
-pub use walk::{READ_LIMIT, write_deadline};
+pub use walk::{READ_LIMIT, write_limit};
 
 /// So often a request that needs the place of a node that starts looks whether it has it: for a second.
 const PLACE_LOOKS: u32 = 100;

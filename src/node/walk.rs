@@ -228,12 +228,15 @@ impl Node {
     /// whether it may have been applied.
     pub fn forward(&self, mut call: Call, headers: &[(&str, &str)], body: &[u8]) -> Result<Reply, Error> {
         let mut joined = self.last_join().ok_or_else(not_joined)?;
-        let deadline = write_deadline(joined.lease());
+        let began = Instant::now();
+        let mut deadline = began + write_limit(joined.lease());
         let (mut joins_first, mut is_again) = (joined.heard.elapsed() > ALIVE, false);
         loop {
             if joins_first {
                 let again = self.join_afresh(deadline);
                 joined = again.map_err(|cause| self.not_passed_on(&call, &cause, NOT_APPLIED))?;
+                // A root that leaves says that its lease is zero; the one that came after it has another.
+                deadline = began + write_limit(joined.lease());
             }
             let limit = deadline.saturating_duration_since(Instant::now());
             // Rule 11: its clock may be a tenth faster than ours.
@@ -360,10 +363,10 @@ impl Node {
     }
 }
 
-/// Until when a write may be done that a client asks for now. A silent holder is waited for, and what is told in the
-/// root's clock is divided by 1.1 (rule 11).
-pub fn write_deadline(lease: Duration) -> Instant {
-    Instant::now() + record_life(record_life(lease)) + WRITE_SLACK
+/// How long a write may take that a client asks for. A silent holder is waited for, and what is told in the root's clock
+/// is divided by 1.1 (rule 11).
+pub fn write_limit(lease: Duration) -> Duration {
+    record_life(record_life(lease)) + WRITE_SLACK
 }
 
 fn refused(refusal: Refusal) -> Error {

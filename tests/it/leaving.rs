@@ -128,6 +128,22 @@ fn a_root_leaves_when_nothing_is_outstanding_and_the_next_one_need_not_wait() {
 }
 
 #[test]
+fn a_write_waits_for_a_root_that_left_and_came_back_without_its_disk() {
+    let mut tree = start_tree(2);
+    tree.leaf().expect_value("k", "1");
+    begin_leaving(tree.root());
+    let root = tree.root();
+    let heard = || root.get("/nodes").json()["nodes"][2]["seconds_since_heard"].as_f64();
+    let before = heard();
+    poll_until(PROCESS_LIMIT, "the leaf has joined one that leaves", || heard() < before);
+    tree.nodes[0].expect_left(Instant::now());
+    tree.nodes[0].restart();
+    assert!(tree.root().young_for_ms() > 1000);
+    // The leaf may not have joined the new one yet, and what it knows of the old one's lease is nothing.
+    tree.leaf().write("k", "2");
+}
+
+#[test]
 fn without_its_root_a_node_leaves_at_once() {
     let mut tree = Tree::start(3, &[("LEASE_SECONDS", "60"), ("NEW_TREE", "")]);
     for id in [4, 6] {
