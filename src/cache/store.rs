@@ -80,6 +80,12 @@ const ABSENT_SHARE: usize = 16;
 /// What one sweep drops while others wait for the lock: a third of a millisecond's work.
 const SWEEP_ITEMS: usize = 256;
 
+/// The same where it is committed: each is on another page of the file.
+const COMMIT_ITEMS: usize = 64;
+
+/// A listing looks at so many items in search of those that last: a millisecond's work.
+const LISTED_ITEMS: usize = 20_000;
+
 /// Between two sweeps that follow each other: a lock that is given back and taken at once is not free for others.
 pub const SLICE_PAUSE: Duration = Duration::from_millis(1);
 
@@ -380,9 +386,11 @@ impl<W: Clone> Store<W> {
 
     /// What can be read here now without asking anybody, in no order.
     pub fn list(&self, now: Instant) -> impl Iterator<Item = (&str, &Value)> {
-        let marked = self.marked(now);
-        let valid = self.items.iter().filter(move |(_, item)| item.is_valid(marked));
-        valid.filter_map(|(key, item)| Some((&**key, item.value.as_ref()?)))
+        let after = (self.marked(now) + Duration::from_nanos(1), Key::from(""));
+        // Nobody is to wait for the lock while very many are looked at that have ended and were not swept yet.
+        let ending = self.ends.range(after..).filter_map(|(_, key)| self.items.get_key_value(key));
+        let lasting = self.items.iter().take(LISTED_ITEMS).filter(|(_, item)| item.ends.is_none());
+        ending.chain(lasting).filter_map(|(key, item)| Some((&**key, item.value.as_ref()?)))
     }
 
     pub fn gauges(&self) -> Gauges {
@@ -393,8 +401,9 @@ impl<W: Clone> Store<W> {
     /// Drops some of what has ended. Nothing depends on it but memory, since every use looks at the
     /// clock. Returns whether there may be more; then let others have the lock, and call again.
     pub fn sweep(&mut self, now: Instant) -> bool {
-        if self.decided.len() >= SWEEP_ITEMS {
-            // What is swept must be committed, and no write is to wait long behind it.
+        // What is swept must be committed, and no write is to wait long behind that.
+        let at_most = if self.mark.is_some() { COMMIT_ITEMS } else { SWEEP_ITEMS };
+        if self.decided.len() >= at_most {
             return true;
         }
         let marked = self.marked(now);
@@ -402,7 +411,7 @@ impl<W: Clone> Store<W> {
         // free, and that took 200 ms for a million copies.
         let ended = self.ends.range(..(marked + Duration::from_nanos(1), Key::from(""))).rev();
         // What is being written is written over, and a change on its way to the disk must not be followed by this one.
-        let ended = ended.filter(|(_, key)| !self.writers.contains_key(key)).take(SWEEP_ITEMS);
+        let ended = ended.filter(|(_, key)| !self.writers.contains_key(key)).take(at_most);
         let ended: Vec<Key> = ended.map(|(_, key)| Arc::clone(key)).collect();
         for key in &ended {
             self.remove(key);
@@ -410,7 +419,7 @@ impl<W: Clone> Store<W> {
                 self.decided.push(Change { key: Arc::clone(key), entry: None, ticket: None });
             }
         }
-        if ended.len() == SWEEP_ITEMS {
+        if ended.len() == at_most {
             return true;
         }
         shrink(&mut self.items);
