@@ -126,7 +126,7 @@ fn leave_when_told(node: Arc<Node>, server: Arc<Server>, mut signals: Signals, e
     let mut signals = signals.forever();
     signals.next();
     let began = Instant::now();
-    log::info!("leaving: no other node must have this one on record");
+    log::info!("leaving: waiting until no other node has this one on record");
     start_thread("leave", end, move |end| {
         let limit = join::leave(&node);
         server.close(limit);
