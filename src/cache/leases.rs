@@ -159,9 +159,10 @@ pub fn record_life(lease: Duration) -> Duration {
     lease * 11 / 10
 }
 
-/// Gives memory back, which a map does not do by itself when what was in it is gone.
+/// Gives memory back, which a map does not do by itself when what was in it is gone. Not before little is left: all of that
+/// must move, and others wait for the lock.
 pub fn shrink<V>(map: &mut HashMap<Key, V>) {
-    if map.len() * 4 < map.capacity() {
+    if map.len() * 16 < map.capacity() {
         map.shrink_to(map.len() * 2);
     }
 }

@@ -387,9 +387,11 @@ impl<W: Clone> Store<W> {
     /// What can be read here now without asking anybody, in no order.
     pub fn list(&self, now: Instant) -> impl Iterator<Item = (&str, &Value)> {
         let after = (self.marked(now) + Duration::from_nanos(1), Key::from(""));
-        // Nobody is to wait for the lock while very many are looked at that have ended and were not swept yet.
+        // Nobody is to wait for the lock while very many are looked at that have ended and were not swept yet. Copies all
+        // end.
         let ending = self.ends.range(after..).filter_map(|(_, key)| self.items.get_key_value(key));
-        let lasting = self.items.iter().take(LISTED_ITEMS).filter(|(_, item)| item.ends.is_none());
+        let looked_at = if self.setup.is_root { LISTED_ITEMS } else { 0 };
+        let lasting = self.items.iter().take(looked_at).filter(|(_, item)| item.ends.is_none());
         ending.chain(lasting).filter_map(|(key, item)| Some((&**key, item.value.as_ref()?)))
     }
 
