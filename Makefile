@@ -28,7 +28,7 @@ reup: down up ## remove it and run it anew, with the code as it is now
 
 local: ## build, and run the whole tree as processes of this machine (no Docker)
 	@cargo build --release --locked
-	@bash deploy/local.sh "$${CARGO_TARGET_DIR:-target}/release/tree-cache"
+	@exec bash deploy/local.sh "$${CARGO_TARGET_DIR:-target}/release/tree-cache"
 
 zookeeper: ## a private ZooKeeper in the foreground, to try: ZOOKEEPER=127.0.0.1:2181 make local
 	@tests/it/zookeeper/server.sh try

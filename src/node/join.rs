@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use super::{LOOK_PAUSE, Node, not_joined};
+use super::{LOOK_PAUSE, Node, READ_LIMIT, not_joined};
 use crate::cache::leases::record_life;
 use crate::http::client::CallError;
 use crate::protocol::error::{Error, Kind};
@@ -170,7 +170,7 @@ fn refused(node: &Node, status: u16, detail: &str) -> String {
 
 /// Takes on nothing more, and returns when no other node has this one on record: no write waits for it then. It goes on
 /// joining, answering and invalidating meanwhile. Where the root leaves, too, or gives no answer, there are no writes.
-/// How long it has waited at most is what it returns, since what is in hand then has as long.
+/// It returns how long what is in hand then has: as long again, and a read its time at least.
 pub fn leave(node: &Node) -> Duration {
     let began = Instant::now();
     let lease = node.last_join().map_or(node.config.lease, |joined| joined.lease());
@@ -184,7 +184,7 @@ pub fn leave(node: &Node) -> Duration {
         node.wake_committer();
         thread::sleep(LOOK_PAUSE);
     }
-    limit
+    limit.max(READ_LIMIT + LEAVE_SLACK)
 }
 
 // -- the root ----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Folder, Node, Tree};
+use crate::harness::{Folder, Node, Over, Tree};
 use crate::random::Random;
 
 const KEYS: u64 = 3;
@@ -173,8 +173,9 @@ fn no_client_sees_the_past_while_nodes_are_killed_paused_and_restarted() {
                 scope.spawn(move || be_client(url, seed * 100 + number, started, over, last_value))
             })
             .collect();
+        let over = Over(&over);
         let faults = be_chaos(&mut tree.nodes, seed, Duration::from_secs(seconds));
-        over.store(true, Ordering::Relaxed);
+        drop(over);
         let histories = clients.into_iter().map(|client| client.join().expect("a client goes on to the end"));
         (histories.flatten().collect::<Vec<_>>(), faults)
     });

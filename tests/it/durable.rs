@@ -11,7 +11,7 @@ use redb::{Database, TableDefinition};
 use serde_json::json;
 
 use crate::client::try_call;
-use crate::harness::{Env, Folder, Node, PROCESS_LIMIT, Process, Tree, free_ports, poll_until, run};
+use crate::harness::{Env, Folder, Node, Over, PROCESS_LIMIT, Process, Tree, free_ports, poll_until, run};
 use crate::relay::Relay;
 
 fn file(folder: &Folder) -> PathBuf {
@@ -221,10 +221,10 @@ fn what_was_acknowledged_is_there_whenever_all_nodes_are_killed() {
                 let (url, over) = (&urls[number % urls.len()], &over);
                 scope.spawn(move || write_on(url, number, known, next, over));
             }
+            let _over = Over(&over);
             // Not always as long after the start.
             thread::sleep(Duration::from_millis(50 + kill * 37 % 150));
             tree.nodes.iter_mut().for_each(Node::kill);
-            over.store(true, Ordering::Relaxed);
         });
         tree.nodes.iter_mut().for_each(Node::restart);
         for (key, known) in clients.iter_mut().flat_map(|(known, _)| known) {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::client::{Answer, try_call};
 
 pub use crate::process::{
-    Env, Folder, PROCESS_LIMIT, PROGRAM, Process, command, free_ports, load_alone, poll_until, run, signal,
+    Env, Folder, Over, PROCESS_LIMIT, PROGRAM, Process, command, free_ports, load_alone, poll_until, run, signal,
 };
 
 /// A node that has its place.

@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -61,6 +61,16 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
 pub fn run(arguments: &[&str]) {
     let status = command(arguments[0]).args(&arguments[1..]).status();
     assert!(status.is_ok_and(|status| status.success()), "{arguments:?}");
+}
+
+/// Says that it is over when dropped, and so also when the test fails: else the threads that go on until then would be waited
+/// for, for ever.
+pub struct Over<'a>(pub &'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// A folder that is gone with the test.
