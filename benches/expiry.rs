@@ -2,11 +2,10 @@
 //! the slowest at the same node while nothing ends.
 
 use std::fmt::Write;
-use std::io::{self, Read, Write as _};
-use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::client::Raw;
 use crate::harness::{Node, Tree};
 use crate::number_from_env;
 
@@ -84,34 +83,21 @@ fn pipeline(node: &Node, number: u32, request: impl Fn(u32) -> String + Sync) {
     thread::scope(|scope| {
         for part in 0..CONNECTIONS {
             scope.spawn(move || {
-                let mut stream = TcpStream::connect(("127.0.0.1", node.port)).expect("it listens");
+                let mut raw = Raw::connect(node.port).expect("it listens");
                 let keys: Vec<u32> = (0..number).filter(|key| key % CONNECTIONS == part).collect();
                 for some in keys.chunks(PIPELINED) {
                     let requests = some.iter().fold(String::new(), |mut all, key| {
                         let _ = write!(all, "{}", request(*key));
                         all
                     });
-                    stream.write_all(requests.as_bytes()).expect("it takes them");
-                    read_answers(&mut stream, some.len()).expect("it answers");
+                    raw.send(requests.as_bytes()).expect("it takes them");
+                    for _ in some {
+                        raw.read_answer().expect("it answers");
+                    }
                 }
             });
         }
     });
-}
-
-fn read_answers(stream: &mut TcpStream, number: usize) -> io::Result<()> {
-    let (mut text, mut piece, mut seen) = (Vec::new(), [0; 16384], 0);
-    while seen < number {
-        let count = stream.read(&mut piece)?;
-        if count == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        text.extend_from_slice(&piece[..count]);
-        seen += text.windows(13).filter(|bytes| bytes.starts_with(b"HTTP/1.1 ") && bytes[12] == b' ').count();
-        // What may be the beginning of the next one.
-        text.drain(..text.len().saturating_sub(12));
-    }
-    Ok(())
 }
 
 /// The requests that are watched, how many there were of each, and the slowest.
@@ -130,7 +116,7 @@ fn watch(node: &Node) -> Watched {
     thread::scope(|scope| {
         let watching = kinds.map(|(name, start)| {
             scope.spawn(move || {
-                let mut stream = TcpStream::connect(("127.0.0.1", node.port)).expect("it listens");
+                let mut raw = Raw::connect(node.port).expect("it listens");
                 let (began, mut count, mut slowest) = (Instant::now(), 0, Duration::ZERO);
                 while began.elapsed() < WATCHED {
                     let request = match name {
@@ -140,8 +126,8 @@ fn watch(node: &Node) -> Watched {
                         _ => format!("{start} HTTP/1.1\r\nHost: h\r\n\r\n"),
                     };
                     let sent = Instant::now();
-                    stream.write_all(request.as_bytes()).expect("it takes it");
-                    read_answers(&mut stream, 1).expect("it answers");
+                    raw.send(request.as_bytes()).expect("it takes it");
+                    raw.read_answer().expect("it answers");
                     slowest = slowest.max(sent.elapsed());
                     count += 1;
                     thread::sleep(Duration::from_millis(1));

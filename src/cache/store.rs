@@ -386,10 +386,10 @@ impl<W: Clone> Store<W> {
 
     /// What can be read here now without asking anybody, in no order.
     pub fn list(&self, now: Instant) -> impl Iterator<Item = (&str, &Value)> {
-        let after = (self.marked(now) + Duration::from_nanos(1), Key::from(""));
         // Nobody is to wait for the lock while very many are looked at that have ended and were not swept yet. Copies all
         // end.
-        let ending = self.ends.range(after..).filter_map(|(_, key)| self.items.get_key_value(key));
+        let ending =
+            self.ends.range(just_after(self.marked(now))..).filter_map(|(_, key)| self.items.get_key_value(key));
         let looked_at = if self.setup.is_root { LISTED_ITEMS } else { 0 };
         let lasting = self.items.iter().take(looked_at).filter(|(_, item)| item.ends.is_none());
         ending.chain(lasting).filter_map(|(key, item)| Some((&**key, item.value.as_ref()?)))
@@ -408,10 +408,9 @@ impl<W: Clone> Store<W> {
         if self.decided.len() >= at_most {
             return true;
         }
-        let marked = self.marked(now);
         // The last first: the allocator gives memory back bit by bit then. Else it does so when the last piece of all is
         // free, and that took 200 ms for a million copies.
-        let ended = self.ends.range(..(marked + Duration::from_nanos(1), Key::from(""))).rev();
+        let ended = self.ends.range(..just_after(self.marked(now))).rev();
         // What is being written is written over, and a change on its way to the disk must not be followed by this one.
         let ended = ended.filter(|(_, key)| !self.writers.contains_key(key)).take(at_most);
         let ended: Vec<Key> = ended.map(|(_, key)| Arc::clone(key)).collect();
@@ -466,6 +465,11 @@ impl<W: Clone> Store<W> {
         self.last_number += 1;
         self.last_number
     }
+}
+
+/// In the order of their ends, between what ends until that time and what ends later.
+pub(super) fn just_after(time: Instant) -> (Instant, Key) {
+    (time + Duration::from_nanos(1), Key::from(""))
 }
 
 pub(super) fn item_bytes(key: &str, value: Option<&Value>) -> usize {

@@ -7,7 +7,7 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use super::leases::{Key, Record};
-use super::store::{SLICE_PAUSE, Store, item_bytes};
+use super::store::{SLICE_PAUSE, Store, item_bytes, just_after};
 use super::value::Value;
 
 /// A change of one key.
@@ -271,7 +271,6 @@ impl<W: Clone> Store<W> {
 
     /// When the first of those items ends that end after `time`.
     fn next_end(&self, time: Instant) -> Option<Instant> {
-        let from = (time + Duration::from_nanos(1), Key::from(""));
-        self.ends.range(from..).next().map(|(ends, _)| *ends)
+        self.ends.range(just_after(time)..).next().map(|(ends, _)| *ends)
     }
 }

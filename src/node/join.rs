@@ -74,7 +74,7 @@ fn keep_alone(node: &Node) -> Result<(), String> {
             continue;
         }
         looked = Instant::now();
-        if let Some((url, _)) = find_other_root(node).filter(|(_, other)| other.joined && !other.leaving) {
+        if let Some((url, _)) = find_other_root(node).filter(|(_, other)| other.stays()) {
             return Err(format!("another root answers at {url} now, and a tree has one"));
         }
     }

@@ -128,6 +128,11 @@ impl Identity {
     pub fn is_root(&self) -> bool {
         self.role == ROOT
     }
+
+    /// Whether it has its place, and will go on to.
+    pub fn stays(&self) -> bool {
+        self.joined && !self.leaving
+    }
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use self::znodes::{LIVE, Live, Shape, TREE, Wanted};
 use crate::config::Config;
 use crate::node::Node;
 use crate::node::join::ASK_LIMIT;
-use crate::protocol::messages::{self, Identity};
+use crate::protocol::messages;
 use crate::tree::NodeRef;
 
 /// Between two looks at this node's znodes.
@@ -207,8 +207,7 @@ fn find_rival(node: &Node, data: &[u8], held_by: i64) -> Option<(String, bool)> 
         return None;
     }
     let identity = node.client.ask_identity(&live.url, ASK_LIMIT);
-    let is_root = |identity: Identity| identity.is_root() && identity.joined && !identity.leaving;
-    let lives = identity.is_ok_and(|identity| identity.run == live.run && is_root(identity));
+    let lives = identity.is_ok_and(|identity| identity.run == live.run && identity.is_root() && identity.stays());
     Some((format!("another root of this tree is registered in ZooKeeper, at {}", live.url), lives))
 }
 

@@ -71,6 +71,13 @@ impl Answer {
     }
 }
 
+/// The value of a line of `GET /metrics`, named without its prefix.
+pub fn find_metric(text: &str, name: &str) -> u64 {
+    let start = format!("tree_cache_{name} ");
+    let value = text.lines().find_map(|line| line.strip_prefix(&start)?.parse().ok());
+    value.unwrap_or_else(|| panic!("no {name} in {text}"))
+}
+
 /// The path of the call by which a node asks another, of the run `to`, for a copy of the key `k`.
 pub fn copy_path(to: u64, id: usize, run: u64, url: &str) -> String {
     let url = url.replace(':', "%3A").replace('/', "%2F");

@@ -8,6 +8,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::client::find_metric;
 use crate::harness::{Env, Folder, PROCESS_LIMIT, Process, poll_until};
 use crate::network::{Network, Told, url};
 
@@ -78,10 +79,7 @@ impl<'a> Tree<'a> {
     }
 
     fn metric(&self, id: usize, name: &str) -> u64 {
-        let text = self.network.ask(id, "GET", "/metrics", "").text;
-        let start = format!("tree_cache_{name} ");
-        let value = text.lines().find_map(|line| line.strip_prefix(&start)?.parse().ok());
-        value.unwrap_or_else(|| panic!("no {name} in {text}"))
+        find_metric(&self.network.ask(id, "GET", "/metrics", "").text, name)
     }
 
     fn fetches(&self, id: usize) -> u64 {
@@ -106,19 +104,6 @@ impl<'a> Tree<'a> {
         let listing = self.json(1, "/nodes");
         let nodes = listing["nodes"].as_array().expect("a list").iter().filter(|node| node["alive"] == true);
         nodes.map(|node| node["name"].as_str().expect("a name").to_owned()).collect()
-    }
-
-    /// Has the node of a host leave, and waits until it does.
-    fn begin_leaving(&self, id: usize) -> Instant {
-        let began = Instant::now();
-        self.nodes[id - 1].signal("TERM");
-        self.nodes[id - 1].wait_for_log("leaving: ", 1);
-        began
-    }
-
-    fn expect_left(&mut self, id: usize) {
-        let (code, _, log) = self.nodes[id - 1].wait_for_end(PROCESS_LIMIT);
-        assert_eq!(code, Some(0), "{log}");
     }
 
     /// Puts that value of `k`, which waits for nobody.
@@ -402,7 +387,7 @@ fn children_of_a_node_that_is_cut_off_from_the_root_read_on_without_it() {
 fn nodes_leave_and_neither_writes_nor_the_clients_of_others_wait() {
     let mut tree = Tree::start(4, &[]);
     tree.get(4, "k").expect_value(1);
-    let began = tree.begin_leaving(4);
+    let began = tree.nodes[3].begin_leaving();
     tree.expect_quick_write(3, 2, &[1, 2], "a leaf leaves: a write of what it held");
     // On a busy machine it may have left by then.
     let (read, written) = (tree.get(4, "k"), tree.put(4, "l", 3));
@@ -410,12 +395,12 @@ fn nodes_leave_and_neither_writes_nor_the_clients_of_others_wait() {
         read.expect_value(2);
         written.expect_put("l", 3);
     }
-    tree.expect_left(4);
+    tree.nodes[3].expect_left();
     expect_time("a leaf leaves: it ends", began.elapsed(), RECORD + SECOND);
     tree.restart(4, &[]);
 
     tree.get(4, "k").expect_value(2);
-    let began = tree.begin_leaving(2);
+    let began = tree.nodes[1].begin_leaving();
     let mut slowest = Duration::ZERO;
     let mut reads = 0;
     while tree.nodes[1].is_alive() {
@@ -425,7 +410,7 @@ fn nodes_leave_and_neither_writes_nor_the_clients_of_others_wait() {
             tree.expect_quick_write(3, 4, &[1, 3], "an inner node leaves: a write of what it and its child held");
         }
     }
-    tree.expect_left(2);
+    tree.nodes[1].expect_left();
     expect_time("an inner node leaves: it ends", began.elapsed(), RECORD + SECOND);
     expect_time(&format!("an inner node leaves: the slowest of {reads} reads of its child"), slowest, Duration::ZERO);
     tree.expect_quick_write(3, 5, &[1, 3, 4], "an inner node has left: a write");
@@ -533,7 +518,7 @@ fn a_root_that_is_back_within_a_second_fails_nobody() {
     expect_no_failure(&mut tree, 2, "the root died and is back");
     tree.get(4, "k").expect_value(2);
 
-    tree.begin_leaving(1);
+    tree.nodes[0].begin_leaving();
     let told = tree.put(3, "k", 3);
     if tree.nodes[0].is_alive() {
         told.expect(503, r#"{"detail":"NODE-1 is leaving; not applied"}"#);
@@ -546,7 +531,7 @@ fn a_root_that_is_back_within_a_second_fails_nobody() {
             (slowest, reads) = (slowest.max(told.expect_value(2).took), reads + 1);
         }
     }
-    tree.expect_left(1);
+    tree.nodes[0].expect_left();
     let log = tree.nodes[0].log();
     // Who reads on asks for three seconds more.
     eprintln!("the root leaves: {}", log.lines().last().unwrap_or_default());
@@ -555,8 +540,8 @@ fn a_root_that_is_back_within_a_second_fails_nobody() {
     assert!(!tree.nodes[0].log().contains("no write finishes"), "{}", tree.nodes[0].log());
     tree.get(4, "k").expect_value(3);
 
-    tree.begin_leaving(1);
-    tree.expect_left(1);
+    tree.nodes[0].begin_leaving();
+    tree.nodes[0].expect_left();
     tree.restart(1, &[("DATA_DIR", "")]);
     tree.nodes[0].wait_for_log("no write finishes for", 1);
     let told = tree.put(1, "k", 4).expect_put("k", 4);
@@ -687,11 +672,9 @@ fn all_nodes_that_are_told_to_end_at_once_end_and_the_next_write_need_not_wait()
     }
     let began = Instant::now();
     tree.nodes.iter().for_each(|node| node.signal("TERM"));
-    for id in [4, 3, 2] {
-        tree.expect_left(id);
-    }
+    tree.nodes[1..].iter_mut().for_each(Process::expect_left);
     expect_time("all are told to end: all but the root have ended", began.elapsed(), RECORD + SECOND);
-    tree.expect_left(1);
+    tree.nodes[0].expect_left();
     expect_time("all are told to end: the root has ended", began.elapsed(), RECORD + SECOND);
     for id in 1..=4 {
         tree.restart(id, &[]);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::client::{Answer, try_call};
+use crate::client::{Answer, find_metric, try_call};
 
 pub use crate::process::{
     Env, Folder, Over, PROCESS_LIMIT, PROGRAM, Process, command, free_ports, load_alone, poll_until, run, signal,
@@ -64,8 +64,7 @@ impl Node {
 
     /// The same, where it was told to leave at that time.
     pub fn expect_left(&mut self, began: Instant) -> Duration {
-        let (code, _, log) = self.process.wait_for_end(PROCESS_LIMIT);
-        assert_eq!(code, Some(0), "{log}");
+        self.process.expect_left();
         began.elapsed()
     }
 
@@ -128,10 +127,7 @@ impl Node {
 
     /// The value of a line of `GET /metrics`, named without its prefix.
     pub fn metric(&self, name: &str) -> u64 {
-        let answer = self.get("/metrics");
-        let start = format!("tree_cache_{name} ");
-        let value = answer.text().lines().find_map(|line| line.strip_prefix(&start)?.parse().ok());
-        value.unwrap_or_else(|| panic!("no {name} in {}", answer.text()))
+        find_metric(self.get("/metrics").text(), name)
     }
 }
 

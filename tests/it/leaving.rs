@@ -17,14 +17,6 @@ fn start_tree(depth: u32) -> Tree {
     tree
 }
 
-/// Has a node leave, and waits until it does.
-fn begin_leaving(node: &Node) -> Instant {
-    let began = Instant::now();
-    node.process.signal("TERM");
-    node.process.wait_for_log("leaving: ", 1);
-    began
-}
-
 /// Fails the test if that write waits for anybody.
 fn expect_quick_write(root: &Node, value: &str) {
     let (began, waits) = (Instant::now(), root.metric("silent_holder_waits_total"));
@@ -42,7 +34,7 @@ fn expect_between(shortest: Duration, longest: Duration, took: Duration, what: &
 fn a_leaf_with_copies_leaves_when_no_write_can_wait_for_it() {
     let mut tree = start_tree(2);
     tree.leaf().expect_value("k", "1");
-    let began = begin_leaving(tree.leaf());
+    let began = tree.leaf().process.begin_leaving();
     let leaf = tree.leaf();
     // Its clients are answered, from a copy and by what it fetches and does not keep.
     leaf.expect_value("k", "1");
@@ -78,7 +70,7 @@ fn an_inner_node_with_holders_leaves_and_its_children_read_on() {
     let mut tree = start_tree(3);
     tree.node(4).expect_value("k", "1");
     let (inner, child) = (tree.node(2), tree.node(4));
-    let began = begin_leaving(inner);
+    let began = inner.process.begin_leaving();
     // Whoever asks it is sent on at once, to the next ancestor.
     let refused = inner.call("GET", &copy_path(inner.run(), 5, 1, "http://127.0.0.1:9"), b"");
     refused.expect_retry("NODE-2 is leaving");
@@ -100,7 +92,7 @@ fn a_root_leaves_when_nothing_is_outstanding_and_the_next_one_need_not_wait() {
     let mut tree = Tree::start(2, &[("LEASE_SECONDS", "2"), ("DATA_DIR", folder.path())]);
     tree.root().write("k", "1");
     tree.leaf().expect_value("k", "1");
-    let began = begin_leaving(tree.root());
+    let began = tree.root().process.begin_leaving();
     let (root, other) = (tree.root(), tree.node(2));
     // Reads go on, and grant nothing.
     for node in [root, other, tree.leaf()] {
@@ -131,7 +123,7 @@ fn a_root_leaves_when_nothing_is_outstanding_and_the_next_one_need_not_wait() {
 fn a_write_waits_for_a_root_that_left_and_came_back_without_its_disk() {
     let mut tree = start_tree(2);
     tree.leaf().expect_value("k", "1");
-    begin_leaving(tree.root());
+    tree.root().process.begin_leaving();
     let root = tree.root();
     let heard = || root.get("/nodes").json()["nodes"][2]["seconds_since_heard"].as_f64();
     let before = heard();
@@ -157,7 +149,7 @@ fn without_its_root_a_node_leaves_at_once() {
     poll_until(PROCESS_LIMIT, "it has heard the new root", || node.metric("root_last_heard_seconds") == 0);
     node.get("/store/l").expect_error(404, "Key not found");
     // Nor is there anything to wait for when the root leaves as well.
-    let began = begin_leaving(tree.root());
+    let began = tree.root().process.begin_leaving();
     expect_between(Duration::ZERO, Duration::from_secs(3), tree.nodes[5].leave(), "a leaf whose root leaves");
     tree.root().process.wait_for_log("leaving: ", 1);
     assert!(tree.nodes[0].process.is_alive() && began.elapsed() < Duration::from_secs(20));
@@ -169,7 +161,7 @@ fn a_second_signal_ends_a_node_at_once() {
     let url = "http://127.0.0.1:9";
     let path = copy_path(root.run(), 2, 1, url);
     assert_eq!(root.call("GET", &path, b"").json()["lease_ms"], 60_000);
-    let began = begin_leaving(&root);
+    let began = root.process.begin_leaving();
     // The same Ctrl-C may come twice.
     root.process.signal("INT");
     poll_until(PROCESS_LIMIT, "the next one is a second one", || began.elapsed() > Duration::from_millis(1200));
@@ -196,7 +188,7 @@ fn what_is_in_hand_is_done_and_a_client_that_stalls_is_not_waited_for_long() {
     thread::spawn(move || sender.send(try_call("PUT", &format!("{url}/store/k"), &[], br#"{"value":2}"#)));
     let root = tree.root();
     poll_until(PROCESS_LIMIT, "the write waits", || root.metric("invalidations_sent_total") > 0);
-    let began = begin_leaving(tree.leaf());
+    let began = tree.leaf().process.begin_leaving();
     let port = tree.leaf().port;
     poll_until(PROCESS_LIMIT, "new connections are refused", || Raw::connect(port).is_err());
     // On those that are there all is answered, with the word that they close.
@@ -214,7 +206,7 @@ fn what_is_in_hand_is_done_and_a_client_that_stalls_is_not_waited_for_long() {
 fn a_root_waits_for_one_that_leaves() {
     let mut first = Node::start(&[("TREE_DEPTH", "2"), ("LEASE_SECONDS", "2")]);
     first.call("GET", &copy_path(first.run(), 2, 1, "http://127.0.0.1:9"), b"");
-    let began = begin_leaving(&first);
+    let began = first.process.begin_leaving();
     // Its own name still leads to the first.
     let env = [("TREE_DEPTH", "2"), ("API_PORT", "0"), ("NODE_ID", "1"), ("ROOT_URL", &first.url)];
     let second = Process::spawn(&[], &env);

@@ -256,6 +256,21 @@ impl Process {
         signal(self.id(), name);
     }
 
+    /// Has a node leave, and waits until it does.
+    pub fn begin_leaving(&self) -> Instant {
+        let began = Instant::now();
+        self.signal("TERM");
+        self.wait_for_log("leaving: ", 1);
+        began
+    }
+
+    /// Waits for the end of a node that leaves, which must be in good order.
+    #[track_caller]
+    pub fn expect_left(&mut self) {
+        let (code, _, log) = self.wait_for_end(PROCESS_LIMIT);
+        assert_eq!(code, Some(0), "{log}");
+    }
+
     /// Stops the process where it stands, all its threads: a signal that was sent is not yet heeded.
     pub fn pause(&self) {
         self.signal("STOP");
