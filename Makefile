@@ -1,4 +1,4 @@
-.PHONY: help up status logs zk halt down reup local zookeeper test test-page test-up soak bench check
+.PHONY: help up status logs zk halt down reup local stack stack-down zookeeper test test-page test-up soak bench check
 
 # Vagrant would ask its makers for news otherwise.
 export VAGRANT_CHECKPOINT_DISABLE = 1
@@ -30,6 +30,12 @@ local: ## build, and run the whole tree as processes of this machine (no Docker)
 	@cargo build --release --locked
 	@exec bash deploy/local.sh "$${CARGO_TARGET_DIR:-target}/release/tree-cache"
 
+stack: ## build, and run the tree on the Docker Swarm of this machine, however many others it has
+	@bash deploy/stack.sh up
+
+stack-down: ## remove it from the Swarm; the root's entries stay in their volume
+	@bash deploy/stack.sh down
+
 zookeeper: ## a private ZooKeeper in the foreground, to try: ZOOKEEPER=127.0.0.1:2181 make local
 	@tests/it/zookeeper/server.sh try
 
@@ -48,8 +54,9 @@ soak: ## clients on all nodes while nodes are killed and paused, for SOAK_SECOND
 bench: ## throughput beside the bare server, messages, memory (needs wrk)
 	cargo bench --locked --bench bench
 
-test-up: ## test up and the like on real containers, and what a container's death does
+test-up: ## test up, stack and the like on real containers, and what a container's death does
 	@bash tests/up.sh
+	@bash tests/stack.sh
 
 check: ## what CI runs first: format, lints, documentation, tests
 	cargo fmt --check

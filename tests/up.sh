@@ -24,8 +24,7 @@ if [ -n "$(docker ps -aq --filter label=tree-cache; docker network ls -q --filte
   fi
 fi
 docker volume create "$mark" >/dev/null
-scratch=$(mktemp -d)
-passed=0 failed=0 skipped=0
+. tests/claims.sh
 clean_up() {
   docker rm -f tree-cache-test-port >/dev/null 2>&1
   make -s down
@@ -35,30 +34,6 @@ trap clean_up EXIT
 trap 'exit 1' INT TERM
 
 # -- tools -------------------------------------------------------------------------------------
-
-# check CLAIM COMMAND…: the claim holds if the command succeeds. What it prints is shown if it does not.
-check() {
-  local claim=$1 before=$SECONDS
-  shift
-  if "$@" >"$scratch/out" 2>&1 </dev/null; then
-    passed=$((passed + 1))
-    echo "ok      $claim ($((SECONDS - before)) s)"
-  else
-    failed=$((failed + 1))
-    echo "FAILED  $claim ($((SECONDS - before)) s)"
-    tail -n 15 "$scratch/out" | sed 's/^/        | /'
-  fi
-}
-
-# eventually SECONDS COMMAND…: repeats it until it succeeds.
-eventually() {
-  local limit=$1 deadline=$((SECONDS + $1))
-  shift
-  until "$@" >"$scratch/last" 2>&1; do
-    ((SECONDS < deadline)) || { cat "$scratch/last"; echo "still not so after $limit s: $*"; return 1; }
-    sleep 0.3
-  done
-}
 
 # free_ports FROM COUNT: the first port of so many free ones.
 free_ports() {
@@ -76,20 +51,6 @@ free_ports() {
 
 url() { echo "http://localhost:$((api_port + $1 - 1))"; }
 ask() { curl -sS --noproxy '*' --max-time 10 "$@"; }
-
-# put ID KEY VALUE, reads ID KEY VALUE: a write and a read at that node give exactly this.
-put() {
-  local answer
-  answer=$(ask -X PUT "$(url "$1")/store/$2" -d "{\"value\":\"$3\"}")
-  echo "PUT $2 at NODE-$1: $answer"
-  [ "$answer" = "{\"key\":\"$2\",\"value\":\"$3\"}" ]
-}
-reads() {
-  local answer
-  answer=$(ask "$(url "$1")/store/$2")
-  echo "GET $2 at NODE-$1: $answer"
-  [ "$answer" = "{\"value\":\"$3\"}" ]
-}
 
 node() { echo "tree-cache-NODE-$1"; }
 inspect() { docker inspect --format "$2" "tree-cache-$1"; }
@@ -253,8 +214,6 @@ firewall() {
   nsenter --target "$process" --net iptables "$3" OUTPUT --destination "$address" --jump DROP
 }
 
-put_then_reads() { put "$1" "$3" "$4" && reads "$2" "$3" "$4"; }
-
 # The child holds a copy when the cut comes.
 reads_behind_cut() { put_then_reads "$root" "$2" told ash && cut_and "$1" "$2" put_then_reads "$root" "$2" told rust; }
 
@@ -308,16 +267,6 @@ works_while() { # works_while COMMAND…: a write and a read while that goes on
   put_then_reads "$leaf" 1 while "$*" || done=1
   wait $! || done=1
   return $done
-}
-
-# stops_saying WORDS COMMAND…: it fails, says so in its words, and starts nothing.
-stops_saying() {
-  local words=$1 before
-  shift
-  before=$(docker ps -aq)
-  ! "$@" >"$scratch/said" 2>&1 || { echo "it did not stop"; return 1; }
-  cat "$scratch/said"
-  grep -qF "$words" "$scratch/said" && [ "$(docker ps -aq)" = "$before" ]
 }
 
 port_of_2_taken() {
@@ -426,6 +375,4 @@ unset TREE_DEPTH ROOT_NODE_ID API_PORT STARTUP_DELAY
 check "when .vagrant is lost, make up says what to do" loses_vagrant
 check "make down removes all, even then" removes_all make down
 
-echo
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" = 0 ]
+report
