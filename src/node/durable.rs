@@ -99,9 +99,10 @@ impl Durable {
     fn open(node: &Node, folder: &Path) -> Result<(Self, Duration), Box<dyn Error>> {
         fs::create_dir_all(folder)?;
         let lock = File::open(folder)?;
-        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
-            return Err("another process uses it".into());
-        }
+        lock.try_lock().map_err(|cause| match cause {
+            TryLockError::WouldBlock => "another process uses it".to_owned(),
+            TryLockError::Error(cause) => format!("could not lock it: {cause}"),
+        })?;
         let path = folder.join(FILE);
         // A link that leads nowhere is there, too: what it led to may only not be mounted.
         let is_new = fs::symlink_metadata(&path).is_err_and(|error| error.kind() == ErrorKind::NotFound);
@@ -136,16 +137,16 @@ impl Durable {
         let mark = find(MARK)?.unwrap_or(0);
         // The clock begins no earlier than what was shown as ended.
         self.started.1 = self.started.1.max(mark);
-        let mut store = node.store();
         let lease = outstanding.max(node.config.lease);
-        store.be_durable(self.started.0, lease);
+        node.store().be_durable(self.started.0, lease);
         let mut entries = transaction.open_table(ENTRIES)?;
         // What had ended for good.
         entries.retain(|_, (ends, _)| !(1..=mark).contains(&ends))?;
         for entry in entries.iter()? {
             let (key, entry) = entry?;
             let (ends, json) = entry.value();
-            store.restore(key.value(), Value::from_raw(json), self.to_instant(ends))?;
+            // The lock is taken anew for each: `GET /`, by which the sentinel looks whether all is well, waits for no more.
+            node.store().restore(key.value(), Value::from_raw(json), self.to_instant(ends))?;
         }
         notes.insert(LEASE, whole_ns(lease))?;
         drop((notes, entries));
@@ -210,4 +211,37 @@ fn create(path: &Path) -> Result<(), Box<dyn Error>> {
 
 fn whole_ns(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::tests::{root_with, young_root};
+
+    #[test]
+    fn a_root_says_how_it_is_while_it_finds_its_entries() {
+        let folder = std::env::temp_dir().join(format!("tree-cache-{}", young_root().myself.run));
+        fs::create_dir(&folder).unwrap();
+        create(&folder.join(FILE)).unwrap();
+        let transaction = Database::open(folder.join(FILE)).unwrap().begin_write().unwrap();
+        let mut entries = transaction.open_table(ENTRIES).unwrap();
+        for number in 0..50_000 {
+            entries.insert(&*format!("k{number}"), (0, &b"1"[..])).unwrap();
+        }
+        drop(entries);
+        transaction.commit().unwrap();
+        let root = root_with(&[("DATA_DIR", folder.to_str().unwrap())]);
+        let seen = thread::scope(|threads| {
+            let found = threads.spawn(|| take_over(&root).map(drop));
+            let mut seen = Vec::new();
+            while !found.is_finished() {
+                seen.push(root.gauges().entries);
+            }
+            found.join().unwrap().unwrap();
+            seen
+        });
+        fs::remove_dir_all(&folder).unwrap();
+        assert!(seen.iter().any(|entries| (1..50_000).contains(entries)), "asked {} times", seen.len());
+        assert_eq!(root.gauges().entries, 50_000);
+    }
 }

@@ -4,12 +4,15 @@ use super::*;
 
 /// A root that has not joined yet, of a tree of depth 2 with a lease of a minute.
 pub fn young_root() -> Arc<Node> {
-    let variables = |name| match name {
-        "TREE_DEPTH" => Some("2".to_owned()),
-        "LEASE_SECONDS" => Some("60".to_owned()),
-        _ => None,
-    };
-    let config = Config::from_lookup(variables).expect("these are allowed");
+    root_with(&[])
+}
+
+/// The same, with more variables set.
+pub fn root_with(more: &[(&str, &str)]) -> Arc<Node> {
+    let variables = [&[("TREE_DEPTH", "2"), ("LEASE_SECONDS", "60")], more].concat();
+    let value_of =
+        |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+    let config = Config::from_lookup(value_of).expect("these are allowed");
     Arc::new(Node::new(config, "127.0.0.1:9".parse().expect("an address")))
 }
 
