@@ -121,25 +121,18 @@ pub struct ChildTable {
     depth: u32,
     members: BTreeMap<u32, Member>,
     position_of: HashMap<u32, u32>,
-    /// The run that was met last under an id, whether it got its place or not.
-    met: HashMap<u32, u64>,
 }
 
 impl ChildTable {
     /// A table of that depth which has only the root.
     pub fn new(depth: u32, root: Member) -> Self {
         let (position_of, members) = (HashMap::from([(root.id, 0)]), BTreeMap::from([(0, root)]));
-        Self { depth, members, position_of, met: HashMap::new() }
+        Self { depth, members, position_of }
     }
 
     /// The process that joined last under this id.
     pub fn process(&self, id: u32) -> Option<&Process> {
         self.members.get(self.position_of.get(&id)?)?.process.as_ref()
-    }
-
-    /// Whether this run was not met before.
-    pub fn meet(&mut self, id: u32, run: u64) -> bool {
-        self.met.insert(id, run) != Some(run)
     }
 
     /// Gives the node its place: the one that the table has for its id, else the one that it

@@ -154,6 +154,7 @@ fn try_join(node: &Node) -> Result<(), CallError> {
         run: node.myself.run,
         url: node.myself.url.clone(),
         position: node.place().map(|place| place.position),
+        root: node.last_join().map(|joined| joined.answer.run),
         holds_ms: whole_ms(node.store().holds_for(asked)),
     };
     let answer = node.client.join_root(&node.config.root_url, &request, JOIN_LIMIT);
@@ -200,14 +201,18 @@ pub fn admit(node: &Node, join: JoinRequest) -> Result<JoinAnswer, Error> {
         let name = tree::name(join.id);
         return Err(Kind::BadRequest.error(format!("no place for {name}: the ids of this tree are 1 to {last_id}")));
     }
+    if join.id == node.config.node_id {
+        return Err(Kind::Conflict.error(format!("{} is this root", tree::name(join.id))));
+    }
     let table = || node.table().ok_or_else(not_joined);
     let known = table()?.process(join.id).cloned();
+    if join.root.is_some_and(|root| root != node.myself.run) {
+        // Rule 10: it may hold what another root granted, at most an hour's lease. Each time that it says so: while it has
+        // its place from that one it may fetch from others who have.
+        node.wait_for_leases(Duration::from_millis(join.holds_ms).min(LONGEST_LEASE));
+    }
     let is_repeat = known.as_ref().is_some_and(|known| known.run == join.run && known.url == join.url);
     if !is_repeat {
-        if join.position.is_some() && table()?.meet(join.id, join.run) {
-            // Rule 10: it had its place from another root, and may hold what that granted, at most an hour's lease.
-            node.wait_for_leases(Duration::from_millis(join.holds_ms).min(LONGEST_LEASE));
-        }
         // A restarted node takes over its place, unless its former self still lives elsewhere.
         if let Some(Process { url, run, .. }) = &known
             && *url != join.url
@@ -253,42 +258,56 @@ mod tests {
     use super::*;
     use crate::node::tests::young_root;
 
-    fn join(id: u32, run: u64, url: &str, position: Option<u32>, holds_ms: u64) -> JoinRequest {
-        JoinRequest { protocol: Some(PROTOCOL), id, run, url: url.to_owned(), position, holds_ms }
-    }
-
-    #[test]
-    fn rule_10_a_run_of_another_root_makes_this_one_wait_once_for_what_it_holds() {
-        let (url, minutes) = ("http://127.0.0.1:9", |minutes: u64| minutes * 60_000);
-        let root = young_root();
-        root.take_table(Vec::new(), root.config.lease);
-        // One that never had a place holds nothing of anybody's, and nobody's holds is believed to be longer than an hour.
-        for (run, position, holds_ms, young_for) in [
-            (2, None, minutes(9), 66),
-            (3, Some(1), 0, 66),
-            (4, Some(1), minutes(2), 132),
-            (4, Some(1), minutes(9), 132),
-            (5, Some(2), minutes(10), 660),
-            (6, Some(2), minutes(9_999), 3960),
-        ] {
-            // Nobody answers there, so it has no place yet.
-            admit(&root, join(2, run, url, position, holds_ms)).expect_err("it cannot be reached");
-            let left = root.young_for();
-            let expected = Duration::from_secs(young_for);
-            assert!(left <= expected && left + Duration::from_secs(1) > expected, "run {run}: {left:?}");
+    fn join(id: u32, url: &str) -> JoinRequest {
+        JoinRequest {
+            protocol: Some(PROTOCOL),
+            id,
+            run: 1,
+            url: url.to_owned(),
+            position: None,
+            root: None,
+            holds_ms: 0,
         }
     }
 
     #[test]
-    fn another_protocol_is_refused_with_both_numbers() {
+    fn rule_10_a_place_from_another_root_makes_this_one_wait_for_what_is_held() {
+        let minutes = |minutes: u64| minutes * 60_000;
         let root = young_root();
         root.take_table(Vec::new(), root.config.lease);
-        for (protocol, text) in [
-            (Some(3), "this root speaks protocol 2, and the node 3"),
-            (None, "this root speaks protocol 2, and the node 1"),
+        let own = Some(root.myself.run);
+        // One without a place holds nothing of anybody's, and nobody's holds is believed to be longer than an hour.
+        for (from, holds_ms, young_for) in [
+            (None, minutes(9), 66),
+            (Some(7), 0, 66),
+            (own, minutes(2), 66),
+            (Some(7), minutes(2), 132),
+            // The same run, which has fetched from others meanwhile.
+            (Some(7), minutes(9), 594),
+            (Some(8), minutes(9_999), 3960),
         ] {
-            let refused = admit(&root, JoinRequest { protocol, ..join(2, 1, "http://127.0.0.1:9", None, 0) });
-            assert_eq!(refused.map(|_| ()).map_err(|error| error.text), Err(text.to_owned()));
+            // Nobody answers there, so it has no place yet.
+            let request = JoinRequest { root: from, holds_ms, position: Some(1), ..join(2, "http://127.0.0.1:9") };
+            admit(&root, request).expect_err("it cannot be reached");
+            let left = root.young_for();
+            let expected = Duration::from_secs(young_for);
+            assert!(left <= expected && left + Duration::from_secs(1) > expected, "{from:?}: {left:?}");
+        }
+    }
+
+    #[test]
+    fn who_is_not_of_this_tree_is_told_so() {
+        let root = young_root();
+        root.take_table(Vec::new(), root.config.lease);
+        let request = |protocol, id| JoinRequest { protocol, ..join(id, "http://127.0.0.1:9") };
+        for (request, text) in [
+            (request(Some(4), 2), "this root speaks protocol 3, and the node 4"),
+            (request(None, 2), "this root speaks protocol 3, and the node 1"),
+            (request(Some(PROTOCOL), 0), "no place for NODE-0: the ids of this tree are 1 to 3"),
+            (request(Some(PROTOCOL), 4), "no place for NODE-4: the ids of this tree are 1 to 3"),
+            (request(Some(PROTOCOL), 1), "NODE-1 is this root"),
+        ] {
+            assert_eq!(admit(&root, request).map(|_| ()).map_err(|error| error.text), Err(text.to_owned()));
         }
     }
 
@@ -301,7 +320,7 @@ mod tests {
         for (run, url, answered) in
             [(1, "http://127.0.0.1:9", true), (2, "http://127.0.0.1:9", false), (1, "http://127.0.0.1:8", false)]
         {
-            let admitted = admit(&root, join(2, run, url, None, 0));
+            let admitted = admit(&root, JoinRequest { run, ..join(2, url) });
             // Nobody answers at either.
             let expected = if answered { Ok(1) } else { Err(format!("cannot reach you at {url}")) };
             assert_eq!(admitted.map(|answer| answer.place.position).map_err(|error| error.text), expected);

@@ -42,7 +42,7 @@ pub struct ErrorAnswer {
 }
 
 /// What nodes say to each other has this number; it grows with each change that an older node would not understand.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// `POST /nodes`: what a node says to the root.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -54,6 +54,8 @@ pub struct JoinRequest {
     pub url: String,
     /// The position that it holds, if it has one.
     pub position: Option<u32>,
+    /// The run of the root that gave it its place, if it has one.
+    pub root: Option<u64>,
     /// The longest life left of the copies and records that it holds (rule 10).
     #[serde(default)]
     pub holds_ms: u64,

@@ -86,7 +86,7 @@ pub fn copy_path(to: u64, id: usize, run: u64, url: &str) -> String {
 
 /// The body of a join, as the node with that id sends it.
 pub fn join_body(id: u32, run: u64, url: &str, position: Option<u64>) -> String {
-    serde_json::json!({ "protocol": 2, "id": id, "run": run, "url": url, "position": position, "holds_ms": 0 })
+    serde_json::json!({ "protocol": 3, "id": id, "run": run, "url": url, "position": position, "holds_ms": 0 })
         .to_string()
 }
 

@@ -87,7 +87,7 @@ fn a_write_that_cannot_wait_for_a_young_root_is_refused_at_once() {
     // What a node says that it holds of another root's, this one waits for.
     let root = Node::start(&[("TREE_DEPTH", "2")]);
     let join = serde_json::json!({
-        "protocol": 2, "id": 2, "run": 1, "url": "http://127.0.0.1:9", "position": 1, "holds_ms": 60_000,
+        "protocol": 3, "id": 2, "run": 1, "url": "http://127.0.0.1:9", "position": 1, "root": 7, "holds_ms": 60_000,
     });
     root.call("POST", "/nodes", join.to_string().as_bytes()).expect_retry("cannot reach you at http://127.0.0.1:9");
     let begun = Instant::now();
