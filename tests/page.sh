@@ -44,5 +44,7 @@ fi
 tests/it/zookeeper/server.sh install
 # One after the other: several browsers would starve each other on a small machine.
 cargo test --locked --test it -- --ignored --test-threads=1 page:: proxies:: runs:: durable::
-# All at once: most of their time they wait. They say what docs/operating.md says of what happens when.
+# All at once: most of their time they wait. They say what docs/operating.md says of what happens when, and of several hosts. One
+# after the other, for the clients of the second would make the first late.
 cargo test --locked --test it -- --ignored --test-threads=12 --nocapture cuts::
+cargo test --locked --test it -- --ignored --test-threads=12 --nocapture hosts::

@@ -13,6 +13,7 @@ mod door;
 mod durable;
 mod harness;
 mod hostile;
+mod hosts;
 mod house;
 mod impostor;
 mod leases;

@@ -102,11 +102,26 @@ impl Network {
         Process::spawn_command(&mut command, env)
     }
 
+    /// Has the host of one node answer at that address of another, as if it had always been its own.
+    pub fn move_address(&self, from: usize, to: usize) {
+        let address = address(from);
+        configure(&self.hosts[from - 1], &format!("address delete {address}/24 dev tree\n"));
+        configure(&self.hosts[to - 1], &format!("address add {address}/24 dev tree\n"));
+        // What a gratuitous ARP does.
+        for host in &self.hosts {
+            run(&["ip", "-n", host, "neigh", "flush", "to", &address]);
+        }
+    }
+
     /// What a client on one host gets from the node there. A write has a body.
     pub fn ask(&self, host: usize, method: &str, path: &str, body: &str) -> Told {
-        let url = format!("{}{path}", url(host));
+        self.ask_at(host, method, &format!("{}{path}", url(host)), body)
+    }
+
+    /// What a client on one host gets at any URL.
+    pub fn ask_at(&self, host: usize, method: &str, url: &str, body: &str) -> Told {
         let format = "\n%{http_code} %{time_total} %header{cache-status}\n";
-        let mut arguments = vec!["curl", "-s", "--max-time", "20", "-X", method, "-w", format, &url];
+        let mut arguments = vec!["curl", "-s", "--max-time", "20", "-X", method, "-w", format, url];
         if !body.is_empty() {
             arguments.extend(["-d", body]);
         }

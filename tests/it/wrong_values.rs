@@ -4,7 +4,7 @@
 /// Variable, what is allowed, and values that are not.
 pub const WRONG_VALUES: &[(&str, &str, &[&str])] = &[
     ("TREE_DEPTH", "a whole number from 1 to 16", &["0", "17", "+3"]),
-    ("API_PORT", "a whole number from 0 to 65535", &["65536", "http", "+5000"]),
+    ("API_PORT", "a whole number from 0 to 65535", &["65536", "http", "+5000", "tcp://10.0.0.1:5000"]),
     ("ROOT_NODE_ID", "a whole number from 1 to 7", &["8", "0"]),
     ("NODE_ID", "a whole number from 1 to 7", &["0", "-1", "3.5", "8"]),
     ("BIND_ADDR", "an IP address, such as 127.0.0.1 or 0.0.0.0", &["localhost"]),
