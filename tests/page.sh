@@ -22,6 +22,7 @@ command -v haproxy >/dev/null || packages+=(haproxy)
 command -v ab >/dev/null || packages+=(apache2-utils)
 command -v ip >/dev/null || packages+=(iproute2)
 command -v curl >/dev/null || packages+=(curl)
+command -v openssl >/dev/null || packages+=(openssl)
 [ "$(id -u)" = 0 ] || fail "network namespaces take root"
 if ((${#packages[@]})); then
   [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || fail "install first: ${packages[*]}"

@@ -303,3 +303,85 @@ fn a_client_of_http_1_0_keeps_its_connections() {
     let figures = ["Complete requests:", "Failed requests:", "Keep-Alive requests:"].map(figure);
     assert_eq!(figures, ["20000", "0", "20000"]);
 }
+
+/// What a client gets that shows the password, or that does not.
+fn get_by_tls(port: u16, login: &[&str], arguments: &[&str], path: &str) -> (u16, String) {
+    let url = format!("https://127.0.0.1:{port}{path}");
+    let fixed = ["-sk", "--path-as-is", "--max-time", "20", "-w", "\n%{http_code}"];
+    let mut curl = Process::spawn_command(command("curl").args(fixed).args(login).args(arguments).arg(url), &[]);
+    let (_, printed, _) = curl.wait_for_end(2 * PROCESS_LIMIT);
+    let (text, status) = printed.trim_end().rsplit_once('\n').unwrap_or_else(|| panic!("curl printed {printed:?}"));
+    (status.parse().expect("a number"), text.to_owned())
+}
+
+#[test]
+#[ignore = "needs nginx, openssl and curl: run make test-page"]
+fn behind_nginx_as_it_is_given_clients_need_a_password_and_cannot_pose_as_nodes() {
+    let root = Node::start(&[("TREE_DEPTH", "1"), ("TREE_TOKEN", "s3cret")]);
+    let (folder, port) = (Folder::new("tls"), free_ports(1));
+    let dir = folder.path();
+    // The commands of `docs/operating.md`.
+    let script = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 \
+                  -subj /CN=cache.example.org -addext subjectAltName=DNS:cache.example.org \
+                  -keyout tree-cache.key -out tree-cache.crt 2>/dev/null && \
+                  echo \"alice:$(echo 'pass word' | openssl passwd -apr1 -stdin)\" >tree-cache.htpasswd";
+    let mut made = Process::spawn_command(command("sh").args(["-c", script]).current_dir(dir), &[]);
+    assert_eq!(made.wait_for_end(PROCESS_LIMIT).0, Some(0));
+    let site = include_str!("../../deploy/nginx.conf")
+        .replace("127.0.0.1:5000", &format!("127.0.0.1:{}", root.port))
+        .replace("listen 443", &format!("listen 127.0.0.1:{port}"))
+        .replace("/etc/nginx/tree-cache", &format!("{dir}/tree-cache"));
+    let temporary =
+        ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(|kind| format!("{kind}_temp_path {dir}/{kind};"));
+    let site = folder.write("site.conf", &site);
+    let conf = folder.write(
+        "nginx.conf",
+        &format!(
+            "daemon off; master_process off; pid {dir}/nginx.pid; events {{}}
+            http {{ access_log off; {} include {site}; }}",
+            temporary.concat()
+        ),
+    );
+    let nginx = start("nginx", &["-p", dir, "-c", &conf, "-e", "stderr"], port);
+
+    let ask = |arguments: &[&str], path: &str| get_by_tls(port, &["-u", "alice:pass word"], arguments, path);
+    let ok = |text: &str| (200, text.to_owned());
+    assert_eq!(ask(&["-X", "PUT", "-d", r#"{"value":1}"#], "/store/a%2Fb"), ok(r#"{"key":"a/b","value":1}"#));
+    // As a browser or a client with the certificate's name calls it.
+    assert_eq!(ask(&["-H", "Host: cache.example.org"], "/store/a%2Fb"), ok(r#"{"value":1}"#));
+    assert_eq!(ask(&["-X", "DELETE"], "/store/a%2Fb"), ok(r#"{"key":"a/b"}"#));
+    for path in ["/", "/nodes", "/metrics", "/openapi.json", "/store?limit=1"] {
+        assert_eq!(ask(&[], path).0, 200, "{path}");
+    }
+    // The longest body that a node takes.
+    let body = folder.write("body", &format!(r#"{{"value":"{}"}}"#, "x".repeat((1 << 20) - 12)));
+    assert_eq!(ask(&["-X", "PUT", "-T", &body], "/store/long").0, 200);
+
+    let passed_on = |root: &Node| root.metric("refused_total{status=\"401\"}");
+    root.call("POST", "/nodes", b"{}").expect_error(401, "this call needs the token of the nodes");
+    let before = passed_on(&root);
+    let token = "Authorization: Bearer s3cret";
+    for (login, path, status) in [
+        (&[][..], "/health", 200),
+        (&[], "/store/long", 401),
+        (&[], "/nodes", 401),
+        (&[], "/", 401),
+        (&["-u", "alice:word pass"], "/store/long", 401),
+        (&["-H", token], "/store/long", 401),
+    ] {
+        assert_eq!(get_by_tls(port, login, &[], path).0, status, "{path}");
+    }
+    for (arguments, path, status) in [
+        (&["-X", "POST", "-d", "{}"][..], "/nodes", 403),
+        (&["-X", "PUT", "-d", "{}"], "/health", 403),
+        (&[], "/copies/k?to=1", 404),
+        (&["-X", "DELETE"], "/copies/k?to=1&level=0", 404),
+        (&[], "//copies/k?to=1", 404),
+        (&[], "/copies/..%2Fstore?to=1", 404),
+        (&["-X", "DELETE"], "/copies/..%2Fstore?to=1&level=0", 404),
+    ] {
+        assert_eq!(ask(arguments, path).0, status, "{path}");
+    }
+    assert_eq!(passed_on(&root), before, "no call between nodes has reached the node");
+    stop(nginx);
+}
