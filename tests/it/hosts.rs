@@ -119,7 +119,8 @@ fn expect_everywhere(network: &Network, value: u32, root: usize, others: &[usize
     assert_eq!(network.get(root, "k").expect_value(value).by, ENTRY);
     for host in others {
         assert_eq!(network.get(*host, "k").expect_value(value).by, FETCH, "host {host}");
-        assert_eq!(network.get(*host, "k").expect_value(value).by, COPY, "host {host}");
+        // On a busy machine a lease of 1 s may end before the next read.
+        poll_until(PROCESS_LIMIT, "it keeps a copy", || network.get(*host, "k").expect_value(value).by == COPY);
     }
 }
 
@@ -154,7 +155,8 @@ fn with_addresses_a_host_needs_its_own_and_the_roots() {
     let start = |host: usize| {
         let (id, own, root) = (host.to_string(), url(host), url(1));
         let env = [("NODE_ID", id.as_str()), ("BIND_ADDR", "0.0.0.0"), ("NODE_URL", &own), ("ROOT_URL", &root)];
-        let mut node = network.run_on(host, &[PROGRAM], &[&env[..], &[LEASE, ("TREE_TOKEN", "s3cret")]].concat());
+        let mut node =
+            network.run_on(host, &[PROGRAM], &[&env[..], &[("LEASE_SECONDS", "5"), ("TREE_TOKEN", "s3cret")]].concat());
         node.wait_for_output(" listening on ");
         node
     };
@@ -176,7 +178,8 @@ fn a_node_is_reached_at_the_port_of_its_url_be_it_its_own_or_one_that_is_passed_
     let start = |host: usize, bind: &str, port: &str, url: &str| {
         let id = host.to_string();
         let env = [("NODE_ID", id.as_str()), ("BIND_ADDR", bind), ("API_PORT", port), ("NODE_URL", url)];
-        let mut node = network.run_on(host, &[PROGRAM], &[&env[..], &[LEASE, ("ROOT_URL", root_url)]].concat());
+        let mut node =
+            network.run_on(host, &[PROGRAM], &[&env[..], &[("LEASE_SECONDS", "5"), ("ROOT_URL", root_url)]].concat());
         node.wait_for_output(" listening on ");
         node
     };
@@ -343,11 +346,13 @@ fn tell_to_leave(root: &mut Process) {
     eprintln!("the root left in {:.2?}", began.elapsed());
 }
 
-/// Fails the test unless the root has found the entries, and takes a write at once.
+/// Fails the test unless the root has found so many entries, and takes a write at once.
 #[track_caller]
-fn expect_found(root: &Process) {
+fn expect_found(root: &Process, entries: usize) {
+    // What comes later in the log than both.
+    poll_until(PROCESS_LIMIT, "a node has joined", || root.log().contains(" has position "));
     let log = root.log();
-    assert!(log.contains(": 4 entries\n") && !log.contains("no write finishes"), "{log}");
+    assert!(log.contains(&format!(": {entries} entries\n")) && !log.contains("no write finishes"), "{log}");
 }
 
 #[test]
@@ -367,7 +372,7 @@ fn a_root_moves_with_its_name_and_its_disk_and_no_node_is_started_again() {
         (1..=5).for_each(|host| hosts.tell_names(host, &[5, 2, 3, 4]));
         let switched = Instant::now();
         nodes[0] = hosts.start_node(5, 1, &[LEASE]);
-        expect_found(&nodes[0]);
+        expect_found(&nodes[0], 4);
         eprintln!("the name was switched: the new root had its place after {:.2?}", switched.elapsed());
         poll_until(PROCESS_LIMIT, "a write stands", || hosts.put(2, "k", 2).status == 200);
         eprintln!("the name was switched: a write stood after {:.2?}", switched.elapsed());
@@ -390,7 +395,7 @@ fn a_root_moves_with_its_address_and_its_disk_and_no_node_is_started_again() {
         hosts.network.move_address(1, 5);
         let moved = Instant::now();
         nodes[0] = hosts.start_node(5, 1, &[LEASE]);
-        expect_found(&nodes[0]);
+        expect_found(&nodes[0], 4);
         eprintln!("the address was moved: the new root had its place after {:.2?}", moved.elapsed());
         poll_until(PROCESS_LIMIT, "a write stands", || hosts.put(2, "k", 2).status == 200);
         eprintln!("the address was moved: a write stood after {:.2?}", moved.elapsed());
@@ -409,7 +414,6 @@ fn a_root_at_another_address_gets_the_nodes_that_are_started_again_with_it() {
     tell_to_leave(&mut nodes[0]);
     let root_url = url(4);
     let root = network.start(4, &[data, ("NODE_ID", "1"), ("ROOT_URL", &root_url)]);
-    assert!(!root.log().contains("no write finishes"), "{}", root.log());
     // Until it is started again, a node has nobody to ask.
     poll_until(PROCESS_LIMIT, "it is not ready", || network.ask(3, "GET", "/health", "").status == 503);
     let began = Instant::now();
@@ -421,6 +425,7 @@ fn a_root_at_another_address_gets_the_nodes_that_are_started_again_with_it() {
     eprintln!("a root at another address: two nodes were started again in {:.2?}", began.elapsed());
     network.put(2, "k", 2).expect_put("k", 2);
     expect_everywhere(&network, 2, 4, &[2, 3]);
+    expect_found(&root, 1);
     assert_eq!(metric(&network, 4, "silent_holder_waits_total"), 0);
 }
 
