@@ -51,7 +51,7 @@ soak: ## clients on all nodes while nodes are killed and paused, for SOAK_SECOND
 	MALLOC_ARENA_MAX=1 ROUNDS=10 SOAK_SECONDS=$(or $(SOAK_SECONDS),60) cargo test --locked --release --test it \
 	  -- --nocapture coherence:: leases::a_dead_leaf
 
-bench: ## throughput beside the bare server, messages, memory (needs wrk)
+bench: ## throughput beside the bare server, and what size costs (needs wrk)
 	cargo bench --locked --bench bench
 
 test-up: ## test up, stack and the like on real containers, and what a container's death does

@@ -4,8 +4,11 @@
 //! answer. It, a real tree of seven and the servers of `others.rs` are measured in turn, round by round, and each figure
 //! is the median of its rounds, so that a machine whose speed drifts does not favour anybody.
 //!
-//! `BENCH_ROUNDS` (5), `BENCH_SECONDS` (3) and `BENCH_ENDING` (1,000,000 keys) can be set in the environment. Load comes from
-//! `wrk`. `cargo bench --bench bench expiry` measures only what the end of many keys costs.
+//! Then comes what size costs (`size.rs`), and the end of many keys (`expiry.rs`). `cargo bench --bench bench size` measures
+//! that part alone; the others are `throughput` and `expiry`.
+//!
+//! `BENCH_ROUNDS` (5), `BENCH_SECONDS` (3) and `BENCH_ENDING` (1,000,000 keys) can be set in the environment, and the sizes
+//! that `size.rs` names. Load comes from `wrk`.
 
 #[path = "../tests/it/client.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use more of it")]
@@ -21,6 +24,10 @@ mod process;
 mod expiry;
 #[path = "others.rs"]
 mod others;
+#[path = "requests.rs"]
+mod requests;
+#[path = "size.rs"]
+mod size;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -113,6 +120,9 @@ struct Load {
     runs: Vec<Figures>,
 }
 
+/// Measures something, with a folder for what is to be durable.
+type Part = fn(&Path);
+
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     if let [_, bare, port] = &arguments[..]
@@ -122,19 +132,18 @@ fn main() {
     }
     // Beside what etcd writes, so on the same disk.
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("data");
-    let expiry = || {
-        // Of an earlier run, if there was one.
-        let _ = fs::remove_dir_all(&folder);
-        expiry::measure(folder.to_str().expect("it is UTF-8"));
-    };
-    if arguments.iter().any(|argument| argument == "expiry") {
-        return expiry();
-    }
+    let parts: [(&str, Part); 3] =
+        [("throughput", measure_throughput), ("size", size::measure), ("expiry", expiry::measure)];
+    let is_named = |name: &str| arguments.iter().any(|argument| argument == name);
+    let is_any_named = parts.iter().any(|(name, _)| is_named(name));
     assert!(command("wrk").arg("-v").output().is_ok(), "wrk is missing: apt-get install wrk");
-    measure_throughput(&folder);
-    measure_messages();
-    measure_growth();
-    expiry();
+    for (name, measure) in parts {
+        if is_named(name) || !is_any_named {
+            // Of an earlier part or run, if there was one.
+            let _ = fs::remove_dir_all(&folder);
+            measure(&folder);
+        }
+    }
 }
 
 /// The bare server, for ever.
@@ -160,9 +169,6 @@ fn measure_throughput(folder: &Path) {
     let tree = Tree::start(3, &[("LEASE_SECONDS", "5")]);
     let (root, leaf) = (tree.root().port, tree.leaf().port);
     fill(&tree);
-
-    // Of an earlier run, if there was one.
-    let _ = fs::remove_dir_all(folder);
     let durable = Tree::start(2, &[("DATA_DIR", folder.to_str().expect("it is UTF-8")), ("NEW_TREE", "1")]);
 
     let others = Others::start(bare_port);
@@ -230,35 +236,6 @@ fn measure_hits(tree: &Tree) {
         100.0 * share,
         100.0 * (1.0 - misses / reads)
     );
-}
-
-/// How many messages one read and one write cost, as the depth grows: counted, not timed.
-fn measure_messages() {
-    println!(
-        "\n| depth | nodes | fetches for a read that misses everywhere | invalidations for a write when every node holds a copy |"
-    );
-    println!("|---|---|---|---|");
-    for depth in 1..=6 {
-        let tree = Tree::start(depth, &[("LEASE_SECONDS", "5")]);
-        let sum = |metric: &str| tree.nodes.iter().map(|node| node.metric(metric)).sum::<u64>();
-        tree.root().put("k", "1").expect(200, r#"{"key":"k","value":1}"#);
-        tree.leaf().get("/store/k").expect(200, r#"{"value":1}"#);
-        let fetches = sum("fetches_sent_total");
-        for node in &tree.nodes {
-            node.get("/store/k").expect(200, r#"{"value":1}"#);
-        }
-        tree.root().put("k", "2").expect(200, r#"{"key":"k","value":2}"#);
-        println!("| {depth} | {} | {fetches} | {} |", tree.nodes.len(), sum("invalidations_sent_total"));
-    }
-}
-
-/// What a node takes, and how long many take to join.
-fn measure_growth() {
-    let began = Instant::now();
-    let tree = Tree::start(7, &[]);
-    println!("\n127 nodes joined one after another in {:.1} s on this machine", began.elapsed().as_secs_f64());
-    let all: f64 = tree.nodes.iter().map(memory_mb).sum();
-    println!("a node that has done nothing yet takes {:.1} MB", all / 127.0);
 }
 
 /// Puts the keys k0 to k999 and m0 to m59999.

@@ -1,18 +1,14 @@
 //! What it costs others when very many keys end at once: how long the slowest of their requests takes meanwhile, beside
 //! the slowest at the same node while nothing ends.
 
-use std::fmt::Write;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::client::Raw;
 use crate::harness::{Node, Tree};
-use crate::number_from_env;
-
-const CONNECTIONS: u32 = 64;
-
-/// Requests that are sent on a connection before their answers are read.
-const PIPELINED: usize = 20;
+use crate::requests::{get, ms, pipeline, put, time};
+use crate::{memory_mb, number_from_env};
 
 /// So many keys a second are put or fetched in any case.
 const SLOWEST: u32 = 7000;
@@ -21,7 +17,8 @@ const SLOWEST: u32 = 7000;
 const WATCHED: Duration = Duration::from_secs(8);
 
 /// Entries at a root, in memory and on disk; copies at a leaf; and a full root that is written to.
-pub fn measure(data_dir: &str) {
+pub fn measure(folder: &Path) {
+    let data_dir = folder.to_str().expect("it is UTF-8");
     let of_root = format!("{data_dir}/root");
     let number = number_from_env("BENCH_ENDING", 1_000_000);
     println!("\n{number} keys that end at once, and the slowest of the requests that one client sends all the time\n");
@@ -60,8 +57,7 @@ fn fill(root: &Node, number: u32) -> Instant {
     let ends = Instant::now() + Duration::from_secs(10 + u64::from(number / SLOWEST));
     let request = |key: u32| {
         let ttl = ends.saturating_duration_since(Instant::now()).as_secs_f64();
-        let body = format!(r#"{{"value":{key},"ttl":{ttl:.6}}}"#);
-        format!("PUT /store/e{key} HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        put(&format!("e{key}"), &format!(r#""value":{key},"ttl":{ttl:.6}"#))
     };
     pipeline(root, number, request);
     assert!(Instant::now() < ends, "they must not end while they are put: set BENCH_ENDING to less");
@@ -71,64 +67,35 @@ fn fill(root: &Node, number: u32) -> Instant {
 /// Has the leaf read so many keys whose copies end at the time that it returns, or soon after.
 fn fill_copies(tree: &Tree, number: u32) -> Instant {
     let ends = fill(tree.root(), number);
-    pipeline(tree.leaf(), number, |key| format!("GET /store/e{key} HTTP/1.1\r\nHost: h\r\n\r\n"));
+    pipeline(tree.leaf(), number, |key| get(&format!("/store/e{key}")));
     // Each ends when ten elevenths of what was left of its ttl are over.
     let now = Instant::now();
     now + ends.saturating_duration_since(now) * 10 / 11
 }
 
-/// Sends requests on many connections, some at once on each, and takes no notice of what is answered.
-fn pipeline(node: &Node, number: u32, request: impl Fn(u32) -> String + Sync) {
-    let request = &request;
-    thread::scope(|scope| {
-        for part in 0..CONNECTIONS {
-            scope.spawn(move || {
-                let mut raw = Raw::connect(node.port).expect("it listens");
-                let keys: Vec<u32> = (0..number).filter(|key| key % CONNECTIONS == part).collect();
-                for some in keys.chunks(PIPELINED) {
-                    let requests = some.iter().fold(String::new(), |mut all, key| {
-                        let _ = write!(all, "{}", request(*key));
-                        all
-                    });
-                    raw.send(requests.as_bytes()).expect("it takes them");
-                    for _ in some {
-                        raw.read_answer().expect("it answers");
-                    }
-                }
-            });
-        }
-    });
-}
-
 /// The requests that are watched, how many there were of each, and the slowest.
 type Watched = Vec<(&'static str, u32, Duration)>;
+
+/// The request of that number.
+type Request = fn(u32) -> String;
 
 /// Sends each kind of request all the time, on a connection of its own.
 fn watch(node: &Node) -> Watched {
     // Each PUT is of another key, and needs room.
-    let kinds = [
-        ("GET", "GET /store/other"),
-        ("PUT", "PUT /store/new"),
-        ("GET /store", "GET /store?limit=1000"),
-        ("GET /", "GET /"),
+    let kinds: [(_, Request); 4] = [
+        ("GET", |_| get("/store/other")),
+        ("PUT", |count| put(&format!("new{count}"), r#""value":1"#)),
+        ("GET /store", |_| get("/store?limit=1000")),
+        ("GET /", |_| get("/")),
     ];
     node.write("other", "1");
     thread::scope(|scope| {
-        let watching = kinds.map(|(name, start)| {
+        let watching = kinds.map(|(name, request)| {
             scope.spawn(move || {
                 let mut raw = Raw::connect(node.port).expect("it listens");
                 let (began, mut count, mut slowest) = (Instant::now(), 0, Duration::ZERO);
                 while began.elapsed() < WATCHED {
-                    let request = match name {
-                        "PUT" => {
-                            format!("{start}{count} HTTP/1.1\r\nHost: h\r\nContent-Length: 11\r\n\r\n{{\"value\":1}}")
-                        }
-                        _ => format!("{start} HTTP/1.1\r\nHost: h\r\n\r\n"),
-                    };
-                    let sent = Instant::now();
-                    raw.send(request.as_bytes()).expect("it takes it");
-                    raw.read_answer().expect("it answers");
-                    slowest = slowest.max(sent.elapsed());
+                    slowest = slowest.max(time(&mut raw, &request(count)));
                     count += 1;
                     thread::sleep(Duration::from_millis(1));
                 }
@@ -140,9 +107,25 @@ fn watch(node: &Node) -> Watched {
 }
 
 fn report(title: &str, node: &Node, idle: Watched, ends: Instant) {
-    let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+    let full_mb = memory_mb(node);
     thread::sleep(ends.saturating_duration_since(Instant::now() + Duration::from_secs(1)));
-    for ((name, _, before), (_, count, slowest)) in idle.into_iter().zip(watch(node)) {
-        println!("| {title} | {name} | {count} | {:.1} ms | {:.1} ms |", ms(before), ms(slowest));
+    let (watched, gone) = thread::scope(|scope| {
+        let gone = scope.spawn(|| wait_until_gone(node, ends));
+        (watch(node), gone.join().expect("they all go"))
+    });
+    for ((name, _, before), (_, count, slowest)) in idle.into_iter().zip(watched) {
+        println!("| {title} | {name} | {count} | {} ms | {} ms |", ms(before), ms(slowest));
     }
+    let (seconds, left_mb) = (gone.as_secs_f64(), memory_mb(node));
+    println!("(all gone {seconds:.1} s after their end, and of {full_mb:.0} MB the node still takes {left_mb:.0})");
+}
+
+/// How long after their end it is until all are dropped.
+fn wait_until_gone(node: &Node, ends: Instant) -> Duration {
+    // Those that were put meanwhile stay: no more than one a millisecond.
+    let stay = u64::try_from(WATCHED.as_millis()).expect("some seconds");
+    while node.metric("entries") + node.metric("copies") > stay {
+        thread::sleep(Duration::from_millis(100));
+    }
+    Instant::now().saturating_duration_since(ends)
 }
