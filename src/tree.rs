@@ -28,8 +28,8 @@ pub fn name(id: u32) -> String {
 }
 
 /// The id in such a name.
-pub fn id_of(name_of: &str) -> Option<u32> {
-    name_of.strip_prefix("NODE-")?.parse().ok().filter(|id| name(*id) == name_of)
+pub fn id_of(text: &str) -> Option<u32> {
+    text.strip_prefix("NODE-")?.parse().ok().filter(|id| name(*id) == text)
 }
 
 /// The position above; the root has none.

@@ -1,7 +1,7 @@
 //! Who was granted a copy of which key, and until when: the records of one node.
 //!
 //! Invariant: a record ends after the copy that it stands for, while the two clocks differ by less than a tenth
-//! (rules 1 and 2).
+//! (rules 1 and 2). A clock that stands still for a while, as in suspend, breaks it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -67,6 +67,7 @@ impl Holders {
     ) -> Duration {
         let lease = Duration::from_millis(u64::try_from(lease.as_millis()).unwrap_or(u64::MAX));
         let known = self.known.get_key_value(holder);
+        // Rule 6: it was silent lately.
         if lease.is_zero() || known.is_some_and(|(_, silent_until)| *silent_until > Some(now)) {
             return Duration::ZERO;
         }
@@ -85,6 +86,7 @@ impl Holders {
             return lease;
         }
         let bytes = record_bytes(key, holder);
+        // No record is dropped to make room: the next write would not tell its holder.
         if bytes > room_bytes {
             return Duration::ZERO;
         }

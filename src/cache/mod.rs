@@ -33,9 +33,10 @@
 //! 9. **Share what is fresh.** Of several readers of a key at one node one fetches. A reader takes the answer of a
 //!    fetch that was sent after it asked, never that of an earlier one, which may be older than a write that was
 //!    acknowledged before.
-//! 10. **Wait for former selves.** What a former root has granted this one does not know. So it finishes no write before
+//! 10. **Wait for former selves.** What another root has granted (its former self is one) this one does not know. So it finishes no write before
 //!     1.1 times the longest lease have passed that may be outstanding, which it has on disk, nor before 1.1 times what a
-//!     node holds that joins with a place of another root.
+//!     node holds that joins with a place of another root. It may answer and grant meanwhile: until it finishes a write
+//!     there is nothing that an old copy could contradict.
 //! 11. **No late writes.** A write that is passed on carries a deadline in the root's clock. The kernel may deliver it
 //!     long after whoever sent it has given up.
 //! 12. **One decision, and durable before visible.** One step looks at all that may refuse a write. Then it is made durable,

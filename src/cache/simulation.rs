@@ -3,7 +3,7 @@
 //! and the lock), crashes and restarts, places that are swapped, and clocks of different speed. Clients put, delete,
 //! put for a while, create only, and read what is there or absent.
 //!
-//! In every other schedule the root has a disk, and it crashes as well: the process alone, or the machine, whose disk then
+//! In half of the schedules the root has a disk, and it crashes as well: the process alone, or the machine, whose disk then
 //! has lost some of what was not synced. It comes back with another lease, and its wall clock may have jumped.
 //!
 //! In further schedules nodes leave as well, the root too, which then has nothing outstanding for the next one to wait for.
@@ -577,7 +577,7 @@ impl World {
             let value = change.entry.as_ref().map_or(ABSENT, |(value, _)| number_of(Some(value.clone())));
             entry = Some((value, change.entry.as_ref().and_then(|(_, ends)| ends.map(to_wall)), number));
         }
-        Commit { entry, mark: batch.mark.map(to_wall), lease: batch.lease }
+        Commit { entry, mark: batch.ended_until.map(to_wall), lease: batch.lease }
     }
 
     /// Puts on record what the store shows now, if it is something else, or the change of that number.

@@ -147,8 +147,8 @@ pub struct Store<W> {
     /// What is to be made durable next, and the room that it needs until it is in place.
     pub(super) decided: Vec<Change>,
     pub(super) reserved_bytes: usize,
-    /// Until then what has ended has ended for good; none: nothing is made durable, so that is now.
-    pub(super) mark: Option<Instant>,
+    /// What has ended by then has ended for good. None: the root is in memory alone, and all ends by the clock.
+    pub(super) ended_until: Option<Instant>,
     /// Those who wait until an end is durable.
     pub(super) waiting: Vec<W>,
     /// The longest lease that may be outstanding, as it is on record (rule 10).
@@ -176,7 +176,7 @@ impl<W: Clone> Store<W> {
             writers: HashMap::new(),
             decided: Vec::new(),
             reserved_bytes: 0,
-            mark: None,
+            ended_until: None,
             waiting: Vec::new(),
             noted_lease: Duration::ZERO,
             young_until: None,
@@ -197,7 +197,7 @@ impl<W: Clone> Store<W> {
     /// A read for another node is granted a lease.
     pub fn step_read(&mut self, reading: &mut Reading<W>, now: Instant) -> Step {
         let Reading { key, holder, .. } = *reading;
-        if self.is_ending(key, &reading.reader, now) {
+        if self.waits_for_end(key, &reading.reader, now) {
             return Step::Wait;
         }
         if let Some(answer) = self.answer_here(key, holder, now) {
@@ -296,7 +296,7 @@ impl<W: Clone> Store<W> {
     /// Answers a read from what is here, for a holder with a lease; `None` if another node must be asked. That a key is
     /// absent is answered like a value: nobody reads it as absent after a write has created it.
     fn answer_here(&mut self, key: &str, holder: Option<&Holder>, now: Instant) -> Option<Leased> {
-        let item = self.items.get(key).filter(|item| item.is_valid(self.marked(now)));
+        let item = self.items.get(key).filter(|item| item.is_valid(self.ended_by(now)));
         let (value, ends) = match item {
             Some(item) => (item.value.clone(), item.ends),
             None if self.setup.is_root => (None, None),
@@ -329,7 +329,7 @@ impl<W: Clone> Store<W> {
     }
 
     pub(super) fn has(&self, key: &str, now: Instant) -> bool {
-        self.items.get(key).is_some_and(|item| item.is_valid(self.marked(now)))
+        self.items.get(key).is_some_and(|item| item.is_valid(self.ended_by(now)))
     }
 
     /// Lets no write finish while nodes may hold what another root granted (rule 10): a lease of that length, counted
@@ -362,7 +362,7 @@ impl<W: Clone> Store<W> {
     pub fn may_end(&self, now: Instant) -> bool {
         let leaving = self.leaving.unwrap_or(0);
         let names_us = self.fetches.values().flatten().any(|fetch| fetch.number < leaving);
-        let is_to_note = self.mark.is_some() && !self.noted_lease.is_zero() && self.young_for(now).is_zero();
+        let is_to_note = self.ended_until.is_some() && !self.noted_lease.is_zero() && self.young_for(now).is_zero();
         self.has_nothing_outstanding(now) && self.on_record_until <= Some(now) && !names_us && !is_to_note
     }
 
@@ -389,7 +389,7 @@ impl<W: Clone> Store<W> {
         // Nobody is to wait for the lock while very many are looked at that have ended and were not swept yet. Copies all
         // end.
         let ending =
-            self.ends.range(just_after(self.marked(now))..).filter_map(|(_, key)| self.items.get_key_value(key));
+            self.ends.range(just_after(self.ended_by(now))..).filter_map(|(_, key)| self.items.get_key_value(key));
         let looked_at = if self.setup.is_root { LISTED_ITEMS } else { 0 };
         let lasting = self.items.iter().take(looked_at).filter(|(_, item)| item.ends.is_none());
         ending.chain(lasting).filter_map(|(key, item)| Some((&**key, item.value.as_ref()?)))
@@ -404,19 +404,19 @@ impl<W: Clone> Store<W> {
     /// clock. Returns whether there may be more; then let others have the lock, and call again.
     pub fn sweep(&mut self, now: Instant) -> bool {
         // What is swept must be committed, and no write is to wait long behind that.
-        let at_most = if self.mark.is_some() { COMMIT_ITEMS } else { SWEEP_ITEMS };
+        let at_most = if self.ended_until.is_some() { COMMIT_ITEMS } else { SWEEP_ITEMS };
         if self.decided.len() >= at_most {
             return true;
         }
         // The last first: the allocator gives memory back bit by bit then. Else it does so when the last piece of all is
         // free, and that took 200 ms for a million copies.
-        let ended = self.ends.range(..just_after(self.marked(now))).rev();
+        let ended = self.ends.range(..just_after(self.ended_by(now))).rev();
         // What is being written is written over, and a change on its way to the disk must not be followed by this one.
         let ended = ended.filter(|(_, key)| !self.writers.contains_key(key)).take(at_most);
         let ended: Vec<Key> = ended.map(|(_, key)| Arc::clone(key)).collect();
         for key in &ended {
             self.remove(key);
-            if self.mark.is_some() {
+            if self.ended_until.is_some() {
                 self.decided.push(Change { key: Arc::clone(key), entry: None, ticket: None });
             }
         }
@@ -446,7 +446,7 @@ impl<W: Clone> Store<W> {
         }
     }
 
-    /// What may still be held. Of absent keys there are as many as anybody cares to ask for, so they have a bound of
+    /// What may still be held. Nothing is evicted: what has no room is answered and not kept. Of absent keys there are as many as anybody cares to ask for, so they have a bound of
     /// their own.
     fn room_bytes(&self, of_absent: bool) -> usize {
         let room_bytes = self.setup.max_bytes.saturating_sub(self.bytes());

@@ -1,7 +1,7 @@
 //! Changes of keys at the root: what they are, why one is refused, and who waits to make one.
 //!
 //! Invariant: the writers of a key have their turns in the order in which they came, and while there are any, nothing
-//! of that key is granted (rule 3).
+//! of that key is granted (rule 3). Its tests are those of the store.
 
 use std::mem;
 use std::time::{Duration, Instant};
@@ -59,7 +59,7 @@ pub struct Batch {
     /// In the order in which they were decided.
     pub changes: Vec<Change>,
     /// What ends until then has ended for good.
-    pub mark: Option<Instant>,
+    pub ended_until: Option<Instant>,
     /// The longest lease that may be outstanding from here on (rule 10).
     pub lease: Option<Duration>,
 }
@@ -107,12 +107,13 @@ impl<W: Clone> Store<W> {
         Ok(self.holders.list(key, now))
     }
 
-    /// Decides a write whose holders have been told, and puts it in place: at once in memory alone, else when it is
+    /// Asked until it says `Ok`: it decides a write whose holders have been told, and later says whether that is in place:
+    /// at once in memory alone, else when it is
     /// durable, for what was seen once must never be undone. The ban on grants is lifted in the same hold of the lock,
     /// or handed on to the next writer, who is returned and must be woken. If it is refused the old value stands, and the
     /// write must be abandoned. All that may refuse it is looked at here (rule 12), and again what was looked at before: an
     /// entry may have ended while holders were told, and a run may have joined that holds what another root granted.
-    pub fn finish_write(&mut self, key: &str, ticket: u64, change: &Write, now: Instant) -> Result<Option<W>, Refusal> {
+    pub fn finish_write(&mut self, key: &str, ticket: u64, write: &Write, now: Instant) -> Result<Option<W>, Refusal> {
         // Its change is in place.
         let Some((_, writer)) = self.find_writer(key, ticket) else { return Ok(None) };
         if writer.is_decided {
@@ -120,15 +121,15 @@ impl<W: Clone> Store<W> {
         }
         let who = writer.who.clone();
         self.expect_turn(key, ticket, now)?;
-        let entry = match change {
+        let entry = match write {
             Write::Put(value, ttl) => {
                 self.expect_room(key, value, &who, now)?;
                 Some((value.clone(), ttl.map(|ttl| now + ttl)))
             }
             Write::Delete => None,
         };
-        if self.mark.is_none() {
-            self.place(key, entry);
+        if self.ended_until.is_none() {
+            self.put_in_place(key, entry);
             return Ok(self.remove_writer(key, ticket));
         }
         self.reserved_bytes += self.growth(key, entry.as_ref().map(|(value, _)| value));
@@ -141,15 +142,15 @@ impl<W: Clone> Store<W> {
     /// hold.
     fn expect_turn(&mut self, key: &str, ticket: u64, now: Instant) -> Result<(), Refusal> {
         let young_until = self.young_until.filter(|until| now < *until);
-        let (place, writer) = self.find_writer(key, ticket).expect("it is in its queue");
+        let (before, writer) = self.find_writer(key, ticket).expect("it is in its queue");
         let (condition, deadline, who) = (writer.condition, writer.deadline, writer.who.clone());
         match young_until {
             _ if now >= deadline => Err(TOO_LATE),
             Some(until) if until >= deadline => Err(TOO_YOUNG),
-            None if place == 0 && condition != Condition::None && self.is_ending(key, &who, now) => {
+            None if before == 0 && condition != Condition::None && self.waits_for_end(key, &who, now) => {
                 Err(Refusal::NotYet(None))
             }
-            None if place == 0 => condition.expect(self.has(key, now)),
+            None if before == 0 => condition.expect(self.has(key, now)),
             _ => Err(Refusal::NotYet(young_until)),
         }
     }
@@ -167,7 +168,7 @@ impl<W: Clone> Store<W> {
             return Err(Refusal::NotYet(Some(now + SLICE_PAUSE)));
         }
         let mut ended = self.ends.iter().take_while(|(ends, _)| *ends <= now);
-        if self.mark.is_some() && ended.any(|(_, key)| !self.writers.contains_key(key)) {
+        if self.ended_until.is_some() && ended.any(|(_, key)| !self.writers.contains_key(key)) {
             self.waiting.push(who.clone());
             return Err(Refusal::NotYet(None));
         }
@@ -196,7 +197,7 @@ impl<W: Clone> Store<W> {
         value.map_or(0, |value| item_bytes(key, Some(value)).saturating_sub(old))
     }
 
-    fn place(&mut self, key: &str, entry: Option<(Value, Option<Instant>)>) {
+    fn put_in_place(&mut self, key: &str, entry: Option<(Value, Option<Instant>)>) {
         match entry {
             Some((value, ends)) => self.insert(key, Some(value), ends),
             None => self.remove(key),
@@ -205,10 +206,10 @@ impl<W: Clone> Store<W> {
 
     // -- the root: what is durable -------------------------------------------------------------
 
-    /// From here on nothing is shown before it is durable: no write, and no end of an entry. What had ended by `mark` has
-    /// ended for good, and a lease of that length is on record.
-    pub fn be_durable(&mut self, mark: Instant, lease: Duration) {
-        self.mark = Some(mark);
+    /// From here on nothing is shown before it is durable: no write, and no end of an entry. What had ended by
+    /// `ended_until` has ended for good, and a lease of that length is on record.
+    pub fn be_durable(&mut self, ended_until: Instant, lease: Duration) {
+        self.ended_until = Some(ended_until);
         self.noted_lease = lease;
     }
 
@@ -227,42 +228,42 @@ impl<W: Clone> Store<W> {
     pub fn take_batch(&mut self, now: Instant) -> Option<Batch> {
         let changes = mem::take(&mut self.decided);
         if self.young_for(now) > Duration::ZERO {
-            // None of them was decided now, but a run may have joined since that makes the root wait.
+            // Nothing is decided while it is young; but after these were a run may have joined that made it young again.
             return (!changes.is_empty()).then_some(Batch { changes, ..Batch::default() });
         }
-        let mark = self.next_end(self.marked(now)).filter(|ends| *ends <= now).map(|_| now);
+        let ended_until = self.next_end(self.ended_by(now)).filter(|ends| *ends <= now).map(|_| now);
         // Rule 10: after a clean stop nobody need wait.
         let lease = if self.has_nothing_outstanding(now) { Duration::ZERO } else { self.setup.lease };
         let lease = Some(lease).filter(|lease| *lease != self.noted_lease);
-        let batch = Batch { changes, mark, lease };
-        (!batch.changes.is_empty() || mark.is_some() || lease.is_some()).then_some(batch)
+        let batch = Batch { changes, ended_until, lease };
+        (!batch.changes.is_empty() || ended_until.is_some() || lease.is_some()).then_some(batch)
     }
 
     /// Puts in place what is durable now; returns whoever must be woken.
     pub fn end_batch(&mut self, batch: Batch) -> Vec<W> {
         let mut woken = mem::take(&mut self.waiting);
-        self.mark = batch.mark.or(self.mark);
+        self.ended_until = batch.ended_until.or(self.ended_until);
         self.noted_lease = batch.lease.unwrap_or(self.noted_lease);
         for Change { key, entry, ticket } in batch.changes {
             let Some(ticket) = ticket else { continue };
             self.reserved_bytes -= self.growth(&key, entry.as_ref().map(|(value, _)| value));
-            self.place(&key, entry);
+            self.put_in_place(&key, entry);
             woken.extend(self.find_writer(&key, ticket).map(|(_, writer)| writer.who.clone()));
             woken.extend(self.remove_writer(&key, ticket));
         }
         woken
     }
 
-    /// What ends until then has ended for good.
-    pub(super) fn marked(&self, now: Instant) -> Instant {
-        self.mark.unwrap_or(now)
+    /// What ends by then has ended for good.
+    pub(super) fn ended_by(&self, now: Instant) -> Instant {
+        self.ended_until.unwrap_or(now)
     }
 
     /// Whether an entry has ended and that is not durable yet. Then whoever asks must wait until it is.
-    pub(super) fn is_ending(&mut self, key: &str, who: &W, now: Instant) -> bool {
-        let Some(mark) = self.mark else { return false };
+    pub(super) fn waits_for_end(&mut self, key: &str, who: &W, now: Instant) -> bool {
+        let Some(ended_until) = self.ended_until else { return false };
         let ends = self.items.get(key).and_then(|item| item.ends);
-        let is_ending = ends.is_some_and(|ends| mark < ends && ends <= now) && self.young_for(now).is_zero();
+        let is_ending = ends.is_some_and(|ends| ended_until < ends && ends <= now) && self.young_for(now).is_zero();
         if is_ending {
             self.waiting.push(who.clone());
         }

@@ -58,21 +58,6 @@ impl fmt::Display for CallError {
     }
 }
 
-/// What is sent to another node.
-pub struct Sent<'a> {
-    pub call: &'a Call,
-    /// Empty if it has none.
-    pub body: &'a [u8],
-    /// Those beside its own that say who passes it on, and on what condition a write is to be done.
-    pub headers: &'a [(&'a str, &'a str)],
-}
-
-impl<'a> Sent<'a> {
-    pub fn plain(call: &'a Call) -> Self {
-        Self { call, body: b"", headers: &[] }
-    }
-}
-
 /// What another node answered.
 pub struct Reply {
     pub status: u16,
@@ -109,24 +94,23 @@ impl Client {
 
     /// Who the node at `url` is. Anybody may have stated that URL.
     pub fn ask_identity(&self, url: &str, limit: Duration) -> Result<Identity, CallError> {
-        self.send(url, &Sent::plain(&Call::Describe), limit)?.expect(messages::from_json)
+        self.send(url, &Call::Describe, &[], b"", limit)?.expect(messages::from_json)
     }
 
     /// The tree, as the node at `url` gives it.
     pub fn ask_tree(&self, url: &str, limit: Duration) -> Result<Listing, CallError> {
-        self.send(url, &Sent::plain(&Call::Nodes), limit)?.expect(messages::from_json)
+        self.send(url, &Call::Nodes, &[], b"", limit)?.expect(messages::from_json)
     }
 
     /// Asks the root for a place.
     pub fn join_root(&self, root_url: &str, join: &JoinRequest, limit: Duration) -> Result<JoinAnswer, CallError> {
-        let sent = Sent { body: &messages::to_json(join), ..Sent::plain(&Call::Join) };
-        self.send(root_url, &sent, limit)?.expect(messages::from_json)
+        self.send(root_url, &Call::Join, &[], &messages::to_json(join), limit)?.expect(messages::from_json)
     }
 
     /// Sends a [`Call::Fetch`] to a process, for a node below `root`. Any other gives no answer (rule 8): a stranger on a
     /// reused port says 200 to anything.
     pub fn fetch_copy(&self, from: &NodeRef, root: u64, call: &Call, limit: Duration) -> Result<Leased, CallError> {
-        let reply = self.send(&from.url, &Sent::plain(call), limit)?;
+        let reply = self.send(&from.url, call, &[], b"", limit)?;
         if reply.status != 200 {
             return Err(reply.refused());
         }
@@ -138,14 +122,21 @@ impl Client {
     /// Tells a holder that its copy, and those below it, must go.
     pub fn invalidate_copy(&self, holder: &Holder, key: &str, level: u32, limit: Duration) -> Result<(), CallError> {
         let call = Call::Invalidate { key: key.to_owned(), to: holder.run, level };
-        let reply = self.send(&holder.url, &Sent::plain(&call), limit)?;
+        let reply = self.send(&holder.url, &call, &[], b"", limit)?;
         let Acknowledgement { run } = reply.expect(messages::from_json)?;
         if run == holder.run { Ok(()) } else { Err(reply.refused()) }
     }
 
-    /// Sends anything; whatever comes back is an answer.
-    pub fn send(&self, url: &str, sent: &Sent, limit: Duration) -> Result<Reply, CallError> {
-        let &Sent { call, body, headers } = sent;
+    /// Sends anything; whatever comes back is an answer. The headers, beside its own, say who passes it on, and on what
+    /// condition a write is to be done.
+    pub fn send(
+        &self,
+        url: &str,
+        call: &Call,
+        headers: &[(&str, &str)],
+        body: &[u8],
+        limit: Duration,
+    ) -> Result<Reply, CallError> {
         let (method, target) = call.write();
         let mut request = Request::builder().method(method).uri(format!("{url}{target}"));
         if let Some(bearer) = self.bearer.as_ref().filter(|_| call.shows_token()) {

@@ -2,7 +2,8 @@
 //! (rule 12). One thread commits, and one commit serves all writes that were decided meanwhile.
 //!
 //! One file, which `redb` keeps: a table of the entries, and one of a few notes. Times are kept by the wall clock, in
-//! nanoseconds, so that an entry ends on disk at the very moment at which it ends in memory.
+//! nanoseconds, so that an entry ends on disk at the very moment at which it ends in memory. That clock is read at a start
+//! only: where it was set forward meanwhile, entries end early by as much.
 //!
 //! Invariants: one process at a time uses the folder. A file that is there is whole: it gets its name last.
 //! Left out: what is committed and when it is put in place (`cache/writes.rs`).
@@ -65,12 +66,12 @@ pub struct Durable {
 /// a former root may have outstanding.
 pub fn take_over(node: &Node) -> Result<(Option<Durable>, Duration), String> {
     let Some(folder) = &node.config.data_dir else { return Ok((None, node.config.lease)) };
-    let (durable, lease) = Durable::open(node, folder).map_err(|cause| tell(folder, &cause))?;
+    let (durable, lease) = Durable::open(node, folder).map_err(|cause| about(folder, &cause))?;
     Ok((Some(durable), lease))
 }
 
-/// Commits what is decided, for ever. Not before the root waits for its former selves: what is outstanding would be
-/// noted as over.
+/// Commits what is decided, for ever. Called when the root has its table: before that it is not young, and would note as
+/// over what its former self may have outstanding. A disk that hangs ends nothing; one that fails ends the process.
 pub fn keep_committing(node: &Node, durable: &Durable) -> Result<(), String> {
     node.committer.get_or_init(thread::current);
     loop {
@@ -81,7 +82,7 @@ pub fn keep_committing(node: &Node, durable: &Durable) -> Result<(), String> {
         };
         durable.commit(&batch).map_err(|cause| {
             let folder = node.config.data_dir.as_ref().expect("it was opened");
-            tell(folder, &format!("could not commit, so what is there is unknown: {cause}"))
+            about(folder, &format!("could not commit, so what is there is unknown: {cause}"))
         })?;
         node.metrics.commits.count();
         let woken = node.store().end_batch(batch);
@@ -90,7 +91,7 @@ pub fn keep_committing(node: &Node, durable: &Durable) -> Result<(), String> {
 }
 
 /// What is to be said of the folder.
-fn tell(folder: &Path, text: &dyn Display) -> String {
+fn about(folder: &Path, text: &dyn Display) -> String {
     format!("DATA_DIR={:?}: {text}", folder.display().to_string())
 }
 
@@ -119,7 +120,7 @@ impl Durable {
         let mut durable = Self { database, _folder: lock, started: (Instant::now(), wall) };
         let outstanding = durable.read(node)?;
         let (entries, new) = (node.gauges().entries, if is_new { ", a new file" } else { "" });
-        log::info!("{}", tell(folder, &format!("{entries} entries{new}")));
+        log::info!("{}", about(folder, &format!("{entries} entries{new}")));
         Ok((durable, if is_empty && node.config.new_tree { Duration::ZERO } else { outstanding }))
     }
 
@@ -132,7 +133,7 @@ impl Durable {
             Some(other) => return Err(format!("{FILE} has format {other}, and this program reads {OUR_FORMAT}").into()),
             None => return Err(format!("{FILE} {NOT_OURS}: it has no format").into()),
         }
-        // A file that was just made has none.
+        // A file that was just made has none, and does not prove that there was no tree: the old disk may be lost.
         let outstanding = find(LEASE)?.map_or(node.config.lease, Duration::from_nanos);
         let mark = find(MARK)?.unwrap_or(0);
         // The clock begins no earlier than what was shown as ended.
@@ -168,7 +169,7 @@ impl Durable {
             }
         }
         drop(entries);
-        let mark = batch.mark.map(|mark| (MARK, self.to_wall(mark)));
+        let mark = batch.ended_until.map(|mark| (MARK, self.to_wall(mark)));
         let lease = batch.lease.map(|lease| (LEASE, whole_ns(lease)));
         for (name, note) in mark.into_iter().chain(lease) {
             transaction.open_table(NOTES)?.insert(name, note)?;
@@ -180,7 +181,7 @@ impl Durable {
         self.started.1 + whole_ns(time - self.started.0)
     }
 
-    /// When an entry ends. If that is over it has ended just after the start: nobody was shown so before.
+    /// When an entry ends. If that is over, just after the start: nobody has been told yet that it ended.
     fn to_instant(&self, ends: u64) -> Option<Instant> {
         let left = Duration::from_nanos(ends.saturating_sub(self.started.1).max(1));
         (ends > 0).then(|| self.started.0 + left)

@@ -23,7 +23,8 @@ const REJOIN_PAUSE: Duration = Duration::from_secs(1);
 /// Between two attempts to join.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long a starting node waits for its root, and a starting root for another one that starts or leaves.
+/// How long a starting node waits for its root, and a starting root for another one that starts or leaves. (One whose
+/// `DATA_DIR` is in use does not wait.)
 const START_LIMIT: Duration = Duration::from_mins(1);
 
 /// Between two lines that say what a starting node waits for.
@@ -38,8 +39,8 @@ const LONGEST_LEASE: Duration = Duration::from_hours(1);
 /// How long the root waits for a node to say who it is.
 pub const ASK_LIMIT: Duration = Duration::from_secs(1);
 
-/// Between two looks of a root whether it is alone. It is a client of its own then, and a new one: more often would keep
-/// the sentinel knocking.
+/// Between two looks of a root whether it is alone. Each is a new client of its own server, for which the sentinel knocks a
+/// while; so they are rare.
 const ALONE_PAUSE: Duration = Duration::from_secs(10);
 
 /// What leaving may take beyond what records last.
@@ -91,7 +92,7 @@ fn find_other_root(node: &Node) -> Option<(String, Identity)> {
 
 // -- the joining node --------------------------------------------------------------------------
 
-/// Waits until the root has given this node its place, a minute at most; any 4xx of the root ends that at once. The
+/// Waits until the root has given this node its place, a minute at most; any 4xx of the root but a 421 ends that at once. The
 /// root has its own already.
 pub fn join_root(node: &Node) -> Result<(), String> {
     let started = Instant::now();
@@ -120,7 +121,8 @@ pub fn join_root(node: &Node) -> Result<(), String> {
     Ok(())
 }
 
-/// Repeats the join until the root says that another process has this place; the root itself has other cares.
+/// Repeats the join until the root says that another process has this place; the root itself looks whether it is
+/// alone.
 pub fn keep_joined(node: &Node) -> Result<(), String> {
     if node.config.is_root() {
         return keep_alone(node);

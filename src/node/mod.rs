@@ -220,7 +220,8 @@ impl Node {
         if self.config.is_root() { 1 } else { self.last_join().map_or(0, level) }
     }
 
-    /// Takes the place that the root gave in answer to a join that was sent then, and its lease.
+    /// Takes the place that the root gave in answer to a join that was sent then, and its lease. What is held and recorded
+    /// here stays, also where the place is another: records name processes, not places.
     fn take_place(&self, mut answer: JoinAnswer, asked: Instant) {
         // Where it was reached, whatever it calls itself.
         if let Some(root) = answer.place.ancestors.last_mut() {

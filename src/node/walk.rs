@@ -11,7 +11,7 @@ use super::{Node, lock, not_joined};
 use crate::cache::leases::{Holder, Record, record_life};
 use crate::cache::store::{Leased, Reading, Source, Step, Store};
 use crate::cache::writes::{Condition, Refusal, Write};
-use crate::http::client::{CallError, Reply, Sent};
+use crate::http::client::{CallError, Reply};
 use crate::protocol::call::{Call, PassedOn};
 use crate::protocol::error::{Error, Kind};
 use crate::protocol::messages::whole_ms;
@@ -123,8 +123,8 @@ impl Node {
             match cause {
                 // Another root answers there, which the next join makes ours.
                 CallError::Refused { status: 409, .. } if is_root => {
-                    if let Some(fetched) = self.ask_new_root(key, deadline) {
-                        return Ok(fetched);
+                    if self.join_afresh(deadline).is_ok_and(|joined| joined.answer.run != root.run) {
+                        return self.ask_ancestors(key, deadline);
                     }
                 }
                 // Most likely it has asked all above it. If each node asked them all again, a read at depth d would
@@ -150,15 +150,6 @@ impl Node {
             thread::sleep(ROOT_PAUSE);
         }
         waits
-    }
-
-    /// Asks the root once more, after a fresh join.
-    fn ask_new_root(&self, key: &str, deadline: Instant) -> Option<(Leased, Instant)> {
-        let root = self.join_afresh(deadline).ok()?.answer;
-        let asked_at = Instant::now();
-        let left = deadline.saturating_duration_since(asked_at);
-        let fetched = self.fetch(root.place.ancestors.last()?, root.run, key, left, left).ok()?;
-        Some((fetched, asked_at))
     }
 
     fn fetch(&self, at: &NodeRef, root: u64, key: &str, wait: Duration, limit: Duration) -> Result<Leased, CallError> {
@@ -188,7 +179,7 @@ impl Node {
     pub fn write(
         self: &Arc<Self>,
         key: &str,
-        change: &Write,
+        write: &Write,
         condition: Condition,
         deadline: Instant,
     ) -> Result<(), Error> {
@@ -197,7 +188,7 @@ impl Node {
         let _begun = Begun { node: self, key, number: ticket };
         let holders = self.wait_for(deadline, |store, now| store.take_turn(key, ticket, now))?;
         self.invalidate_holders(key, holders);
-        let finish = |store: &mut Store<Thread>, now| store.finish_write(key, ticket, change, now);
+        let finish = |store: &mut Store<Thread>, now| store.finish_write(key, ticket, write, now);
         let next = self.wait_for(deadline + WRITE_SLACK, finish)?;
         next.iter().for_each(Thread::unpark);
         self.metrics.writes.count();
@@ -239,14 +230,13 @@ impl Node {
                 deadline = began + write_limit(joined.lease());
             }
             let limit = deadline.saturating_duration_since(Instant::now());
-            // Rule 11: its clock may be a tenth faster than ours.
+            // Rule 11: its clock may be a tenth slower than ours, and would come there after we have given up.
             let until = Duration::from_millis(joined.answer.root_ms) + (joined.heard.elapsed() + limit) * 10 / 11;
             call.say_passed_on(PassedOn { to: joined.answer.run, until_ms: whole_ms(until) });
-            let sent = Sent { call: &call, body, headers };
             // Nobody else may answer (rule 8).
             let is_answer =
                 |reply: &Reply| reply.run == Some(joined.answer.run) && WRITE_ANSWERS.contains(&reply.status);
-            let cause = match self.send_to_root(&sent, limit, is_answer) {
+            let cause = match self.send_to_root(&call, headers, body, limit, is_answer) {
                 Ok(reply) => return Ok(reply),
                 Err(CallError::Refused { status: 409, .. }) if !is_again => {
                     (joins_first, is_again) = (true, true);
@@ -264,19 +254,21 @@ impl Node {
 
     /// Asks the root for the tree, for a client.
     pub fn ask_for_tree(&self, headers: &[(&str, &str)]) -> Result<Reply, Error> {
-        let sent = Sent { headers, ..Sent::plain(&Call::Nodes) };
-        let answer = self.send_to_root(&sent, NODES_LIMIT, |reply| matches!(reply.status, 200 | 503));
-        answer.map_err(|cause| self.not_passed_on(sent.call, &cause, ""))
+        let is_answer = |reply: &Reply| matches!(reply.status, 200 | 503);
+        let answer = self.send_to_root(&Call::Nodes, headers, b"", NODES_LIMIT, is_answer);
+        answer.map_err(|cause| self.not_passed_on(&Call::Nodes, &cause, ""))
     }
 
     fn send_to_root(
         &self,
-        sent: &Sent,
+        call: &Call,
+        headers: &[(&str, &str)],
+        body: &[u8],
         limit: Duration,
         is_answer: impl Fn(&Reply) -> bool,
     ) -> Result<Reply, CallError> {
         self.metrics.forwarded.count();
-        let reply = self.client.send(&self.config.root_url, sent, limit)?;
+        let reply = self.client.send(&self.config.root_url, call, headers, body, limit)?;
         if is_answer(&reply) { Ok(reply) } else { Err(reply.refused()) }
     }
 
@@ -355,7 +347,8 @@ impl Node {
             self.metrics.invalidations_sent.count();
             match self.client.invalidate_copy(&record.holder, key, self.level(), left) {
                 Ok(()) => return true,
-                // Another process answers there, or none of ours: rule 8.
+                // Another process answers there, or none of ours. Its former self may live, or those below it, who were not
+                // told: so this is no acknowledgement (rule 8).
                 Err(CallError::Refused { status: ..=499, .. }) => return false,
                 Err(_) => thread::sleep(left.min(RETELL_PAUSE)),
             }

@@ -1,7 +1,7 @@
 //! A request, read and written, and who may ask it. Pure.
 //!
-//! Invariant: a target is read here, once, and nowhere else. Two readers of one path may disagree: when one
-//! of them chose the call and another decided who needs the token, `POST x/nodes` was a join that needed none.
+//! Invariant: a target is read here, once, and nowhere else. When two readers of one path disagreed,
+//! `POST x/nodes` was a join that needed no token.
 //! What [`Call::write`] writes, [`Request::read`] reads.
 //!
 //! Left out: bodies (`messages.rs`), telling whether a caller is a node, and carrying the call out (`http/api.rs`).

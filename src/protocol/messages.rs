@@ -1,7 +1,7 @@
 //! The bodies that nodes send each other, each with the two ends that write and read it. All is JSON.
 //!
 //! Unknown fields are ignored, so a node can be told more than it knows of. A field that an older node does not
-//! send must be an `Option`.
+//! send must be an `Option`, or have a default.
 
 use std::time::Duration;
 

@@ -492,7 +492,7 @@ fn an_entry_ends_when_that_is_durable() {
     assert!(!store.sweep(end));
     assert_eq!(store.gauges().entries, 1);
     let batch = store.take_batch(end).expect("it has ended");
-    assert_eq!((batch.changes.len(), batch.mark), (0, Some(end)));
+    assert_eq!((batch.changes.len(), batch.ended_until), (0, Some(end)));
     assert_eq!(store.end_batch(batch), [7, 8, 8]);
     let absent = Step::Answer(Leased::once(None), Source::Entry);
     assert_eq!(store.step_read(&mut reading(7), end), absent);
@@ -515,9 +515,11 @@ fn nothing_ends_while_a_root_is_young() {
     assert!(store.take_batch(now + 10 * SECOND).is_none());
     let step = Step::Answer(leased("1", Duration::ZERO), Source::Entry);
     assert_eq!(store.step_read(&mut reading(7), now + 10 * SECOND), step);
-    let Some(Batch { mark, lease, .. }) = store.take_batch(now + 11 * SECOND) else { panic!("it is not young now") };
+    let Some(Batch { ended_until, lease, .. }) = store.take_batch(now + 11 * SECOND) else {
+        panic!("it is not young now")
+    };
     assert_eq!(
-        (mark, lease),
+        (ended_until, lease),
         (Some(now + 11 * SECOND), Some(LEASE)),
         "its own lease alone is outstanding from here on"
     );
