@@ -77,10 +77,10 @@ impl Node {
                 Step::Answer(answer, source) => return Ok((answer, source)),
                 Step::Fetch(number) => {
                     let _begun = Begun { node: self, key, number };
-                    let mut fetched = self.ask_ancestors(key, deadline);
+                    let mut fetched = self.ask_ancestors(key, deadline, true);
                     // Only whom the client asked: else each on the way up would go on asking for the one below.
                     while fetched.is_err() && holder.is_none() && self.waits_for_root(deadline) {
-                        fetched = self.ask_ancestors(key, deadline);
+                        fetched = self.ask_ancestors(key, deadline, true);
                     }
                     let now = Instant::now();
                     let (answer, waiting) = self.store().end_fetch(&reading, number, fetched.as_ref().ok(), now);
@@ -101,8 +101,9 @@ impl Node {
         }
     }
 
-    /// Asks the ancestors, nearest first, until one answers; says when that one was asked.
-    fn ask_ancestors(&self, key: &str, deadline: Instant) -> Result<(Leased, Instant), Error> {
+    /// Asks the ancestors, nearest first, until one answers; says when that one was asked. If it `rejoins`, it begins anew
+    /// where the root is another one, but once: several may answer there in turn.
+    fn ask_ancestors(&self, key: &str, deadline: Instant, rejoins: bool) -> Result<(Leased, Instant), Error> {
         let root = self.last_join().ok_or_else(not_joined)?.answer;
         let mut causes = Vec::new();
         let mut above_asked = false;
@@ -122,9 +123,9 @@ impl Node {
             };
             match cause {
                 // Another root answers there, which the next join makes ours.
-                CallError::Refused { status: 409, .. } if is_root => {
+                CallError::Refused { status: 409, .. } if is_root && rejoins => {
                     if self.join_afresh(deadline).is_ok_and(|joined| joined.answer.run != root.run) {
-                        return self.ask_ancestors(key, deadline);
+                        return self.ask_ancestors(key, deadline, false);
                     }
                 }
                 // Most likely it has asked all above it. If each node asked them all again, a read at depth d would

@@ -84,7 +84,7 @@ impl Impostor {
 }
 
 /// Reads one request, its body too: who closes without reading it may lose the answer.
-fn read_request(stream: &TcpStream) -> String {
+pub fn read_request(stream: &TcpStream) -> String {
     stream.set_read_timeout(Some(REQUEST_LIMIT)).expect("the time is not zero");
     let mut reader = BufReader::new(stream);
     let (mut head, mut length) = (String::new(), 0);
