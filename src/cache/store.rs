@@ -306,7 +306,7 @@ impl<W: Clone> Store<W> {
         // 1. A write lists the holders, and begins to invalidate them.
         // 2. A node fetches, and gets a lease on the old value.
         // 3. The write ends. Nobody has told that node.
-        let is_banned = self.leaving.is_some() || self.writers.contains_key(key);
+        let is_banned = self.is_leaving() || self.writers.contains_key(key);
         let Some(holder) = holder.filter(|_| !is_banned) else { return Some(Leased::once(value)) };
         let full = self.setup.lease;
         let lease = match ends.map(|ends| ends - now) {
@@ -323,7 +323,7 @@ impl<W: Clone> Store<W> {
 
     fn keep_copy(&mut self, key: &str, value: Option<&Value>, ends: Instant, now: Instant) {
         self.remove(key);
-        if now < ends && self.leaving.is_none() && item_bytes(key, value) <= self.room_bytes(value.is_none()) {
+        if now < ends && !self.is_leaving() && item_bytes(key, value) <= self.room_bytes(value.is_none()) {
             self.insert(key, value.cloned(), Some(ends));
         }
     }
@@ -357,6 +357,10 @@ impl<W: Clone> Store<W> {
         self.leaving.get_or_insert(number);
     }
 
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.is_some()
+    }
+
     /// Whether a node that leaves may end: no write waits for it then, nor for what it has granted, and on the root's disk
     /// nothing is noted as outstanding any more.
     pub fn may_end(&self, now: Instant) -> bool {
@@ -368,7 +372,7 @@ impl<W: Clone> Store<W> {
 
     /// Whether it grants nothing any more, and what it has granted is over.
     pub(super) fn has_nothing_outstanding(&self, now: Instant) -> bool {
-        self.leaving.is_some() && self.holders.last_end() <= Some(now)
+        self.is_leaving() && self.holders.last_end() <= Some(now)
     }
 
     // -- holders -------------------------------------------------------------------------------

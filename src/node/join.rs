@@ -6,7 +6,6 @@
 //! Invariant: two living processes never hold one place, and a process in the table could be reached
 //! by the root when it came.
 
-use std::sync::atomic::Ordering::SeqCst;
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -178,7 +177,6 @@ pub fn leave(node: &Node) -> Duration {
     let began = Instant::now();
     let lease = node.last_join().map_or(node.config.lease, |joined| joined.lease());
     let limit = record_life(lease) + LEAVE_SLACK;
-    node.leaving.store(true, SeqCst);
     node.store().leave();
     node.joiner.get().into_iter().for_each(Thread::unpark);
     // Before it has its place nobody has it on record.

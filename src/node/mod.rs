@@ -11,7 +11,6 @@ mod walk;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -59,8 +58,6 @@ pub struct Node {
     joiner: OnceLock<Thread>,
     /// Guards which ancestors gave no answer lately, by URL, and until when they are not asked.
     passed_over: Mutex<HashMap<String, Instant>>,
-    /// Set before the store is told.
-    leaving: AtomicBool,
     /// Guards whether ZooKeeper has this node's znodes; nobody knows before the first attempt.
     registered: Mutex<Option<bool>>,
 }
@@ -121,7 +118,6 @@ impl Node {
             joined: Condvar::new(),
             joiner: OnceLock::new(),
             passed_over: Mutex::default(),
-            leaving: AtomicBool::new(false),
             registered: Mutex::default(),
             config,
         }
@@ -202,7 +198,7 @@ impl Node {
     }
 
     pub fn is_leaving(&self) -> bool {
-        self.leaving.load(SeqCst)
+        self.store().is_leaving()
     }
 
     /// Refuses what a node that leaves takes on no more; the text ends so.
