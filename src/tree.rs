@@ -107,7 +107,7 @@ pub struct Member {
     pub process: Option<Process>,
 }
 
-/// A process that has joined. Its *run* is a random number that it drew at its start, so another process has another.
+/// A process that has joined, by its run and URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
     pub run: u64,

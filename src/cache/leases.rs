@@ -40,7 +40,7 @@ pub type Key = Arc<str>;
 
 /// The records of all keys.
 #[derive(Default)]
-pub struct Holders {
+pub(super) struct Holders {
     /// Apart from copies: a copy that is dropped leaves its records where they are (rule 7).
     records: HashMap<Key, Vec<Record>>,
     pub bytes: usize,

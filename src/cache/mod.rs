@@ -7,9 +7,9 @@
 //! # The lease rules
 //!
 //! They make copies coherent: a read that begins after a write was acknowledged never gives a value from before it,
-//! whichever nodes crash, pause, restart or are cut off, the root included if it keeps its entries on disk. Each number stands in the code beside the
-//! line that keeps the rule. A *run* is a random number that a process draws at its start; a *holder* is a process,
-//! by its URL and run, that was granted a copy.
+//! whichever nodes crash, pause, restart or are cut off, the root included if it keeps its entries on disk. Each number
+//! stands in the code beside the line that keeps the rule. A *run* is a random number that a process draws at its
+//! start; a *holder* is a process, by its URL and run, that was granted a copy.
 //!
 //! 1. **Grant.** Whoever answers a fetch with a lease L has, in one step, read the value, read L, and recorded the
 //!    holder until now + 1.1 L. The root grants a full lease, any other node what is left of its own copy's less a
@@ -33,10 +33,10 @@
 //! 9. **Share what is fresh.** Of several readers of a key at one node one fetches. A reader takes the answer of a
 //!    fetch that was sent after it asked, never that of an earlier one, which may be older than a write that was
 //!    acknowledged before.
-//! 10. **Wait for former selves.** What another root has granted (its former self is one) this one does not know. So it finishes no write before
-//!     1.1 times the longest lease have passed that may be outstanding, which it has on disk, nor before 1.1 times what a
-//!     node holds that joins with a place of another root. It may answer and grant meanwhile: until it finishes a write
-//!     there is nothing that an old copy could contradict.
+//! 10. **Wait for former selves.** What another root has granted (its former self is one) this one does not know. So it
+//!     finishes no write before 1.1 times the longest lease have passed that may be outstanding, which it has on disk,
+//!     nor before 1.1 times what a node holds that joins with a place of another root. It may answer and grant
+//!     meanwhile: until it finishes a write there is nothing that an old copy could contradict.
 //! 11. **No late writes.** A write that is passed on carries a deadline in the root's clock. The kernel may deliver it
 //!     long after whoever sent it has given up.
 //! 12. **One decision, and durable before visible.** One step looks at all that may refuse a write. Then it is made durable,

@@ -450,8 +450,8 @@ impl<W: Clone> Store<W> {
         }
     }
 
-    /// What may still be held. Nothing is evicted: what has no room is answered and not kept. Of absent keys there are as many as anybody cares to ask for, so they have a bound of
-    /// their own.
+    /// What may still be held. Nothing is evicted: what has no room is answered and not kept. Of absent keys there are
+    /// as many as anybody cares to ask for, so they have a bound of their own.
     fn room_bytes(&self, of_absent: bool) -> usize {
         let room_bytes = self.setup.max_bytes.saturating_sub(self.bytes());
         if !of_absent {

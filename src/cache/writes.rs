@@ -78,7 +78,7 @@ pub(super) const TOO_LATE: Refusal = Refusal::Late("too late; not applied");
 pub(super) const TOO_YOUNG: Refusal =
     Refusal::Late("this root is too young to finish a write in its time; not applied");
 
-pub struct Writer<W> {
+pub(super) struct Writer<W> {
     pub ticket: u64,
     pub who: W,
     pub condition: Condition,
@@ -107,12 +107,12 @@ impl<W: Clone> Store<W> {
         Ok(self.holders.list(key, now))
     }
 
-    /// Asked until it says `Ok`: it decides a write whose holders have been told, and later says whether that is in place:
-    /// at once in memory alone, else when it is
-    /// durable, for what was seen once must never be undone. The ban on grants is lifted in the same hold of the lock,
-    /// or handed on to the next writer, who is returned and must be woken. If it is refused the old value stands, and the
-    /// write must be abandoned. All that may refuse it is looked at here (rule 12), and again what was looked at before: an
-    /// entry may have ended while holders were told, and a run may have joined that holds what another root granted.
+    /// Asked until it says `Ok`. First it decides a write whose holders have been told; asked again, it says whether the
+    /// change is in place. In memory alone it is at once, else when it is durable: what was seen once must never be
+    /// undone. The ban on grants is lifted in the same hold of the lock, or handed on to the next writer, who is returned
+    /// and must be woken. If it is refused the old value stands, and the write must be abandoned. All that may refuse it
+    /// is looked at here (rule 12), and again what was looked at before: an entry may have ended while holders were told,
+    /// and a run may have joined that holds what another root granted.
     pub fn finish_write(&mut self, key: &str, ticket: u64, write: &Write, now: Instant) -> Result<Option<W>, Refusal> {
         // Its change is in place.
         let Some((_, writer)) = self.find_writer(key, ticket) else { return Ok(None) };

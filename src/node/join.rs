@@ -91,8 +91,8 @@ fn find_other_root(node: &Node) -> Option<(String, Identity)> {
 
 // -- the joining node --------------------------------------------------------------------------
 
-/// Waits until the root has given this node its place, a minute at most; any 4xx of the root but a 421 ends that at once. The
-/// root has its own already.
+/// Waits until the root has given this node its place, a minute at most; any 4xx of the root but a 421 ends that at
+/// once. The root has its own already.
 pub fn join_root(node: &Node) -> Result<(), String> {
     let started = Instant::now();
     let mut next_report = started;

@@ -45,7 +45,7 @@ pub struct ErrorAnswer {
 pub const PROTOCOL: u32 = 3;
 
 /// `POST /nodes`: what a node says to the root.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct JoinRequest {
     /// None: the first, which did not say so.
     pub protocol: Option<u32>,
