@@ -108,12 +108,6 @@ pub(super) struct Item {
     pub(super) ends: Option<Instant>,
 }
 
-impl Item {
-    fn is_valid(&self, now: Instant) -> bool {
-        self.ends.is_none_or(|ends| now < ends)
-    }
-}
-
 struct Fetch<W> {
     number: u64,
     /// An invalidation came while it was under way (rule 5).
@@ -296,8 +290,7 @@ impl<W: Clone> Store<W> {
     /// Answers a read from what is here, for a holder with a lease; `None` if another node must be asked. That a key is
     /// absent is answered like a value: nobody reads it as absent after a write has created it.
     fn answer_here(&mut self, key: &str, holder: Option<&Holder>, now: Instant) -> Option<Leased> {
-        let item = self.items.get(key).filter(|item| item.is_valid(self.ended_by(now)));
-        let (value, ends) = match item {
+        let (value, ends) = match self.find_item(key, now) {
             Some(item) => (item.value.clone(), item.ends),
             None if self.setup.is_root => (None, None),
             None => return None,
@@ -328,8 +321,9 @@ impl<W: Clone> Store<W> {
         }
     }
 
-    pub(super) fn has(&self, key: &str, now: Instant) -> bool {
-        self.items.get(key).is_some_and(|item| item.is_valid(self.ended_by(now)))
+    /// What is known of a key, unless that has ended.
+    pub(super) fn find_item(&self, key: &str, now: Instant) -> Option<&Item> {
+        self.items.get(key).filter(|item| item.ends.is_none_or(|ends| self.ended_by(now) < ends))
     }
 
     /// Lets no write finish while nodes may hold what another root granted (rule 10): a lease of that length, counted

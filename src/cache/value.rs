@@ -15,13 +15,13 @@ pub struct Value {
 const NAME: &[u8] = br#""value":"#;
 
 impl Value {
-    /// Keeps of `body`, an object, what lies at `place`: its field `value`. A value may be as large as memory allows
+    /// Keeps of `body`, an object, what lies in `range`: its field `value`. A value may be as large as memory allows
     /// once, so it stays where it is.
-    pub fn cut_out(mut body: Vec<u8>, place: Range<usize>) -> Self {
+    pub fn cut_out(mut body: Vec<u8>, range: Range<usize>) -> Self {
         // The name stands before it, in whatever way it was written.
-        let start = place.start - NAME.len();
-        body[start..place.start].copy_from_slice(NAME);
-        body.truncate(place.end);
+        let start = range.start - NAME.len();
+        body[start..range.start].copy_from_slice(NAME);
+        body.truncate(range.end);
         body.push(b'}');
         body.drain(..start);
         body.shrink_to_fit();

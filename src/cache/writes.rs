@@ -150,7 +150,7 @@ impl<W: Clone> Store<W> {
             None if before == 0 && condition != Condition::None && self.waits_for_end(key, &who, now) => {
                 Err(Refusal::NotYet(None))
             }
-            None if before == 0 => condition.expect(self.has(key, now)),
+            None if before == 0 => condition.expect(self.find_item(key, now).is_some()),
             _ => Err(Refusal::NotYet(young_until)),
         }
     }
@@ -231,7 +231,8 @@ impl<W: Clone> Store<W> {
             // Nothing is decided while it is young; but after these were a run may have joined that made it young again.
             return (!changes.is_empty()).then_some(Batch { changes, ..Batch::default() });
         }
-        let ended_until = self.next_end(self.ended_by(now)).filter(|ends| *ends <= now).map(|_| now);
+        let mut ended = self.ends.range(just_after(self.ended_by(now))..just_after(now));
+        let ended_until = ended.next().map(|_| now);
         // Rule 10: after a clean stop nobody need wait.
         let lease = if self.has_nothing_outstanding(now) { Duration::ZERO } else { self.setup.lease };
         let lease = Some(lease).filter(|lease| *lease != self.noted_lease);
@@ -268,10 +269,5 @@ impl<W: Clone> Store<W> {
             self.waiting.push(who.clone());
         }
         is_ending
-    }
-
-    /// When the first of those items ends that end after `time`.
-    fn next_end(&self, time: Instant) -> Option<Instant> {
-        self.ends.range(just_after(time)..).next().map(|(ends, _)| *ends)
     }
 }

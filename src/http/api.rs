@@ -175,8 +175,8 @@ fn put(node: &Arc<Node>, key: &str, passed_on: Option<PassedOn>, mut incoming: I
         let text = "a string of the value has half a surrogate pair, which is no Unicode";
         return Err(Kind::UnprocessableContent.error(text));
     }
-    let place = value::find(value, &body);
-    let value = Value::cut_out(body, place);
+    let range = value::find(value, &body);
+    let value = Value::cut_out(body, range);
     node.write(key, &Write::Put(value.clone(), ttl), condition, deadline)?;
     let start = format!(r#"{{"key":{},"#, serde_json::to_string(key).expect("a string is JSON"));
     Ok(answer_with(start.as_bytes(), &value))

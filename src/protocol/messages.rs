@@ -101,8 +101,8 @@ pub fn start_copy(run: u64, root: u64, lease: Duration) -> String {
 pub fn read_copy(body: Vec<u8>, root: u64) -> Result<(u64, Leased), String> {
     let CopyAnswer { run, root: by_root, lease_ms, value } = from_json(&body)?;
     let lease_ms = if by_root == Some(root) { lease_ms } else { 0 };
-    let place = value.map(|value| value::find(value, &body));
-    let value = place.map(|place| Value::cut_out(body, place));
+    let range = value.map(|value| value::find(value, &body));
+    let value = range.map(|range| Value::cut_out(body, range));
     Ok((run, Leased { value, lease: Duration::from_millis(lease_ms) }))
 }
 
