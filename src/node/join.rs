@@ -149,13 +149,14 @@ pub fn keep_joined(node: &Node) -> Result<(), String> {
 
 fn try_join(node: &Node) -> Result<(), CallError> {
     let asked = Instant::now();
+    let last = node.last_join();
     let request = JoinRequest {
         protocol: Some(PROTOCOL),
         id: node.config.node_id,
         run: node.myself.run,
         url: node.myself.url.clone(),
-        position: node.place().map(|place| place.position),
-        root: node.last_join().map(|joined| joined.answer.run),
+        position: last.as_ref().map(|joined| joined.answer.place.position),
+        root: last.map(|joined| joined.answer.run),
         holds_ms: whole_ms(node.store().holds_for(asked)),
     };
     let answer = node.client.join_root(&node.config.root_url, &request, JOIN_LIMIT);
