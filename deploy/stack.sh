@@ -94,16 +94,18 @@ draw_tree() {
 }
 
 up() {
+  # Whoever has several machines names an image that is in a registry, and Swarm then asks there what its tag means.
+  local resolve=always
   expect_manager
   read_settings
   if [ -z "${IMAGE:-}" ]; then
+    resolve=never
     docker build -t "$name" . || fail "the image could not be built"
   fi
   choose_home
   make_token
-  # Whoever has several machines names an image that is in a registry, and Swarm then asks there what its tag means.
-  docker stack deploy --prune --resolve-image "$([ -n "${IMAGE:-}" ] && echo always || echo never)" \
-    --compose-file deploy/stack.yml --compose-file <(published) "$name" || fail "Swarm did not take it"
+  docker stack deploy --prune --resolve-image $resolve --compose-file deploy/stack.yml --compose-file <(published) "$name" ||
+    fail "Swarm did not take it"
   wait_for_places
   draw_tree
 }

@@ -131,7 +131,7 @@ keep_asking() {
 }
 
 updates_under_load() {
-  local number before
+  local number before same
   for ((number = 0; number < 7; number++)); do put 1 "load$number" 1 || return 1; done
   before=$(tasks)
   for number in 1 2 3 4; do
@@ -144,8 +144,9 @@ updates_under_load() {
   wait
   cat "$scratch"/told.* | awk '{ calls[$1 " " $2]++; if ($3 > slowest[$1]) slowest[$1] = $3 }
     END { for (call in calls) print call, calls[call]; for (call in slowest) print "slowest", call, slowest[call] }' | sort | tee "$scratch/calls"
-  echo "$(comm -12 <(echo "$before") <(tasks) | wc -l) containers are as they were"
-  [ "$(comm -12 <(echo "$before") <(tasks) | wc -l)" = 2 ] && [ "$(grep -c '^[GP][EU]T 200 ' "$scratch/calls")" = 2 ] &&
+  same=$(comm -12 <(echo "$before") <(tasks) | wc -l)
+  echo "$same containers are as they were"
+  [ "$same" = 2 ] && [ "$(grep -c '^[GP][EU]T 200 ' "$scratch/calls")" = 2 ] &&
     ! grep -v -e '^[GP][EU]T 200 ' -e '^slowest' "$scratch/calls"
 }
 has_told() { [ "$(cat "$scratch"/told.* | wc -l)" -ge "$1" ]; }

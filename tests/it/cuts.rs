@@ -8,7 +8,6 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::client::find_metric;
 use crate::harness::{Env, Folder, PROCESS_LIMIT, Process, poll_until};
 use crate::network::{Network, Told, url};
 
@@ -73,35 +72,22 @@ impl<'a> Tree<'a> {
         self.network.put(id, key, value)
     }
 
-    fn json(&self, id: usize, path: &str) -> serde_json::Value {
-        let told = self.network.ask(id, "GET", path, "");
-        serde_json::from_str(&told.text).unwrap_or_else(|error| panic!("{error}: {told:?}"))
-    }
-
-    fn metric(&self, id: usize, name: &str) -> u64 {
-        find_metric(&self.network.ask(id, "GET", "/metrics", "").text, name)
-    }
-
     fn fetches(&self, id: usize) -> u64 {
-        self.metric(id, "fetches_sent_total")
+        self.network.metric(id, "fetches_sent_total")
     }
 
     /// How often any of these nodes has waited for a silent holder.
     fn waits(&self, ids: &[usize]) -> u64 {
-        ids.iter().map(|id| self.metric(*id, "silent_holder_waits_total")).sum()
-    }
-
-    fn is_ready(&self, id: usize) -> bool {
-        self.network.ask(id, "GET", "/health", "").status == 200
+        ids.iter().map(|id| self.network.metric(*id, "silent_holder_waits_total")).sum()
     }
 
     fn position(&self, id: usize) -> serde_json::Value {
-        self.json(id, "/")["position"].clone()
+        self.network.json(id, "/")["position"].clone()
     }
 
     /// The names of those whom the root has heard within 3 s, by position.
     fn alive(&self) -> Vec<String> {
-        let listing = self.json(1, "/nodes");
+        let listing = self.network.json(1, "/nodes");
         let nodes = listing["nodes"].as_array().expect("a list").iter().filter(|node| node["alive"] == true);
         nodes.map(|node| node["name"].as_str().expect("a name").to_owned()).collect()
     }
@@ -114,13 +100,6 @@ impl<'a> Tree<'a> {
         assert_eq!(self.waits(others), waits, "{what}");
         expect_time(what, told.took, Duration::ZERO);
     }
-}
-
-/// Fails the test unless the process ends so.
-#[track_caller]
-fn expect_end(process: &mut Process, line: &str) {
-    let (code, _, log) = process.wait_for_end(PROCESS_LIMIT);
-    assert!(code == Some(1) && log.lines().last() == Some(&format!("tree-cache: {line}")), "{code:?} {log}");
 }
 
 // -- a node that is not the root ---------------------------------------------------------------
@@ -143,7 +122,7 @@ fn an_inner_node_that_dies_delays_one_write_and_no_read() {
 
     let took = tree.restart(2, &[]);
     expect_time("it comes back: it has its place", took, SECOND);
-    assert_eq!((tree.position(2), tree.metric(2, "copies")), (1.into(), 0));
+    assert_eq!((tree.position(2), tree.network.metric(2, "copies")), (1.into(), 0));
     expect_asked_again(&tree, 4, "it comes back: its child asks it again");
 }
 
@@ -230,16 +209,21 @@ fn children_who_do_not_hear_their_parent_pass_it_over_after_one_read() {
 #[ignore = "needs root, ip and curl: run make test-page"]
 fn a_paused_parent_costs_one_read_half_of_its_time_and_answers_nothing_old_when_it_goes_on() {
     let tree = Tree::start(4, &[]);
+    tree.put(1, "other", 1).expect_put("other", 1);
+    tree.get(2, "other").expect_value(1);
     tree.get(4, "k").expect_value(1);
     tree.nodes[1].pause();
     let told = tree.put(3, "k", 2).expect_put("k", 2);
     assert_eq!(tree.waits(&[1]), 1);
+    tree.put(3, "other", 2).expect_put("other", 2);
     expect_time("a paused parent: a write of what it holds", told.took, RECORD);
     let told = expect_two_fetches(&tree, 4);
     expect_time("a paused parent: the first read of its child", told.took, READ / 2);
     expect_passed_over(&tree, 4, "a paused parent: those after it");
     tree.nodes[1].resume();
-    let told = tree.get(2, "k").expect_value(2);
+    tree.get(2, "k").expect_value(2);
+    // Of the one its child has asked it meanwhile, and that may be answered first.
+    let told = tree.get(2, "other").expect_value(2);
     assert!(told.by.ends_with("detail=fetch"), "its copy has ended: {}", told.by);
     expect_asked_again(&tree, 4, "a paused parent: it goes on, and is asked again");
 }
@@ -293,7 +277,7 @@ fn cut_off_from_root(size: usize, cut: impl Fn(&Network), is_heard: bool, what: 
     let is_unknown = written.text.contains("; whether it was applied is unknown");
     assert!(is_unknown || written.text.contains("; it was not applied"), "{written:?}");
 
-    poll_until(PROCESS_LIMIT, "it misses the root", || !tree.is_ready(size));
+    poll_until(PROCESS_LIMIT, "it misses the root", || !tree.network.is_ready(size));
     // Connections that were kept are given up one after another.
     let mut told = tree.get(size, "r");
     poll_until(2 * PROCESS_LIMIT, "reads fail soon", || {
@@ -306,7 +290,7 @@ fn cut_off_from_root(size: usize, cut: impl Fn(&Network), is_heard: bool, what: 
 
     (1..size).for_each(|other| tree.network.mend(size, other));
     let healed = Instant::now();
-    poll_until(PROCESS_LIMIT, "it hears the root", || tree.is_ready(size));
+    poll_until(PROCESS_LIMIT, "it hears the root", || tree.network.is_ready(size));
     expect_time(&format!("{what}: healed, it is ready again"), healed.elapsed(), Duration::from_secs(3));
     tree.get(size, "k").expect_value(2);
     tree.expect_quick_write(size, 3, &above, &format!("{what}: healed, its write"));
@@ -349,7 +333,7 @@ fn a_leaf_that_is_cut_off_from_the_root_alone_reads_through_its_parent() {
     tree.get(4, "k").expect_value(1);
     tree.expect_quick_write(1, 2, &[1, 2], "a leaf and the root cut: a write of what the leaf holds");
     tree.get(4, "k").expect_value(2);
-    poll_until(PROCESS_LIMIT, "it misses the root", || !tree.is_ready(4));
+    poll_until(PROCESS_LIMIT, "it misses the root", || !tree.network.is_ready(4));
     let told = tree.get(4, "absent").expect(404, ABSENT);
     expect_time("a leaf and the root cut: its reads", told.took, Duration::ZERO);
     let told = tree.put(4, "k", 3);
@@ -458,12 +442,16 @@ fn copies_outlive_the_root_by_a_lease_and_it_comes_back_with_its_entries_and_its
         assert!(told.status == 503 && told.text.ends_with("; it was not applied\"}"), "{told:?}");
         expect_time("the root died: the first write", told.took, ROOT_SILENT);
     });
-    poll_until(PROCESS_LIMIT, "they miss the root", || !tree.is_ready(2) && !tree.is_ready(3));
-    let (fetches, forwarded) = (tree.fetches(2), tree.metric(3, "forwarded_total"));
+    poll_until(PROCESS_LIMIT, "they miss the root", || !tree.network.is_ready(2) && !tree.network.is_ready(3));
+    let (fetches, forwarded) = (tree.fetches(2), tree.network.metric(3, "forwarded_total"));
     let (read, written) = (tree.get(2, "r"), tree.put(3, "k", 2));
     assert_eq!((read.status, written.status), (503, 503));
     // Who has missed the root for so long joins before it passes a write on.
-    assert_eq!((tree.fetches(2) - fetches, tree.metric(3, "forwarded_total") - forwarded), (1, 0), "none is repeated");
+    assert_eq!(
+        (tree.fetches(2) - fetches, tree.network.metric(3, "forwarded_total") - forwarded),
+        (1, 0),
+        "none is repeated"
+    );
     expect_time("the root died: reads after 3 s", read.took, Duration::ZERO);
     expect_time("the root died: writes after 3 s", written.took, Duration::ZERO);
 
@@ -570,7 +558,7 @@ fn a_root_that_is_cut_off_is_as_good_as_dead_but_slower() {
         assert_eq!(told.status, 503, "{told:?}");
         expect_time("the root cut off: the first write", told.took, WRITE);
     });
-    poll_until(PROCESS_LIMIT, "they miss the root", || !tree.is_ready(3) && !tree.is_ready(4));
+    poll_until(PROCESS_LIMIT, "they miss the root", || !tree.network.is_ready(3) && !tree.network.is_ready(4));
     let (mut read, mut written) = (tree.get(4, "r"), tree.put(3, "k", 2));
     poll_until(2 * PROCESS_LIMIT, "both fail soon", || {
         (read, written) = (tree.get(4, "r"), tree.put(3, "k", 2));
@@ -581,7 +569,7 @@ fn a_root_that_is_cut_off_is_as_good_as_dead_but_slower() {
     eprintln!("the root cut off: after {since:.1?} a read takes {:.2?}, a write {:.2?}", read.took, written.took);
     (2..=4).for_each(|other| tree.network.mend(1, other));
     let healed = Instant::now();
-    poll_until(PROCESS_LIMIT, "all are ready", || (2..=4).all(|id| tree.is_ready(id)));
+    poll_until(PROCESS_LIMIT, "all are ready", || (2..=4).all(|id| tree.network.is_ready(id)));
     expect_time("the root cut off: healed, all are ready", healed.elapsed(), ROOT_SILENT);
     tree.put(4, "k", 5).expect_put("k", 5);
     tree.get(3, "k").expect_value(5);
@@ -613,10 +601,10 @@ fn a_root_that_comes_back_otherwise_loses_its_nodes_until_it_is_put_right() {
                 });
                 let line = format!("WARN: no place from the root at {} any more: ", url(1));
                 tree.nodes[1].wait_for_log(&line, 1);
-                poll_until(PROCESS_LIMIT, "it misses the root", || !tree.is_ready(2));
+                poll_until(PROCESS_LIMIT, "it misses the root", || !tree.network.is_ready(2));
                 tree.restart(1, &[]);
                 let began = Instant::now();
-                poll_until(PROCESS_LIMIT, "it hears the root", || tree.is_ready(2));
+                poll_until(PROCESS_LIMIT, "it hears the root", || tree.network.is_ready(2));
                 expect_time(&format!("{other:?}: put right, its node takes part"), began.elapsed(), SECOND);
                 tree.put(2, "k", 3).expect_put("k", 3);
             });
@@ -720,7 +708,7 @@ fn a_second_root_ends_and_a_root_whose_name_is_anothers_ends() {
     ] {
         let began = Instant::now();
         let mut second = network.spawn(2, &[("NODE_ID", "1"), ("ROOT_URL", name), named, (env.0, &env.1)]);
-        expect_end(&mut second, &line);
+        second.expect_end(&line);
         expect_time(&format!("a second root, by {}: it ends", env.0), began.elapsed(), SECOND);
     }
     network.put(1, "k", 1).expect_put("k", 1);
@@ -729,7 +717,7 @@ fn a_second_root_ends_and_a_root_whose_name_is_anothers_ends() {
     network.tell_names(1, "10.77.0.2 root.internal\n");
     let began = Instant::now();
     let line = format!("another root answers at {name} now, and a tree has one");
-    expect_end(&mut first, &line);
+    first.expect_end(&line);
     expect_time("a root whose name leads to another: it ends", began.elapsed(), Duration::from_secs(11));
 
     second.pause();
@@ -741,7 +729,7 @@ fn a_second_root_ends_and_a_root_whose_name_is_anothers_ends() {
     thread::sleep(ROOT_SILENT);
     second.resume();
     let began = Instant::now();
-    expect_end(&mut second, &line);
+    second.expect_end(&line);
     expect_time("a paused root that was replaced: it goes on, and ends", began.elapsed(), 2 * SECOND);
 }
 
@@ -753,7 +741,7 @@ fn of_two_processes_with_one_id_the_one_that_the_root_can_reach_stays() {
     let mut nodes = vec![network.start(2, &[])];
     let refused = |host| format!("NODE-2 cannot join at {}: another NODE-2 is alive at {} (409)", url(1), url(host));
     let began = Instant::now();
-    expect_end(&mut network.spawn(3, &[("NODE_ID", "2")]), &refused(2));
+    network.spawn(3, &[("NODE_ID", "2")]).expect_end(&refused(2));
     expect_time("a second process of one id: it ends", began.elapsed(), SECOND);
     nodes[0].expect_alive();
     for (host, what) in [(3, "paused"), (4, "cut off")] {
@@ -772,7 +760,7 @@ fn of_two_processes_with_one_id_the_one_that_the_root_can_reach_stays() {
             network.mend(1, host - 1);
         }
         let began = Instant::now();
-        expect_end(&mut first, &refused(host));
+        first.expect_end(&refused(host));
         expect_time(&format!("the first was {what}: it ends"), began.elapsed(), ROOT_SILENT);
     }
     network.put(4, "k", 1).expect_put("k", 1);
@@ -798,7 +786,7 @@ fn a_full_root_says_507_and_a_full_node_keeps_no_more_copies() {
             tree.get(2, &format!("k{number}")).expect_value(number);
         }
     }
-    let (copies, bytes) = (tree.metric(2, "copies"), tree.metric(2, "bytes"));
+    let (copies, bytes) = (tree.network.metric(2, "copies"), tree.network.metric(2, "bytes"));
     assert!((1..20).contains(&copies) && bytes <= 2000, "{copies} copies of {bytes} bytes");
     assert_eq!(tree.fetches(2), 40 - copies, "what it could not keep it fetches");
     eprintln!("a full node: {copies} of 20 copies in {bytes} bytes");
@@ -808,5 +796,5 @@ fn a_full_root_says_507_and_a_full_node_keeps_no_more_copies() {
         assert!(told.status == 507 && told.text.starts_with(r#"{"detail":"the store is full: "#), "{told:?}");
         tree.get(id, "k0").expect_value(0);
     }
-    assert_eq!(tree.metric(1, "entries"), 20);
+    assert_eq!(tree.network.metric(1, "entries"), 20);
 }

@@ -175,7 +175,7 @@ fn the_token_is_shown_only_to_who_showed_it() {
     join(2, RUN + 1, &tree.root().url).expect_error(409, &format!("another NODE-2 is alive at {}", impostor.url()));
     asked_who_it_is("/", "a former node");
 
-    let port = impostor.address.port().to_string();
+    let port = impostor.port().to_string();
     let env = [("API_PORT", port.as_str()), ("TREE_TOKEN", TOKEN), ("ROOT_URL", &impostor.url())];
     for (arguments, target) in [(&["health"][..], "/"), (&["show"], "/nodes"), (&["show", &impostor.url()], "/nodes")] {
         let (code, _, log) = Process::run_to_end(arguments, &env);

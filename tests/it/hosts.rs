@@ -68,6 +68,17 @@ impl Hosts {
         node
     }
 
+    /// Starts the root on host 5, with what was copied there, and waits until a write stands.
+    fn start_new_root(&self, what: &str) -> Process {
+        let began = Instant::now();
+        let root = self.start_node(5, 1, &[LEASE]);
+        eprintln!("{what}: the new root had its place after {:.2?}", began.elapsed());
+        expect_found(&root, 4);
+        poll_until(PROCESS_LIMIT, "a write stands", || self.put(2, "k", 2).status == 200);
+        eprintln!("{what}: a write stood after {:.2?}", began.elapsed());
+        root
+    }
+
     /// What a host calls its `DATA_DIR`.
     fn data(&self, host: usize) -> String {
         self.folder.join(&format!("data-{host}")).to_str().expect("it is ASCII").to_owned()
@@ -80,13 +91,6 @@ impl Hosts {
         fs::copy(from, to).expect("it is there");
     }
 
-    /// Has the node that was started as that one leave, and waits for its end.
-    fn leave(&mut self, node: usize) -> Duration {
-        let began = self.nodes[node - 1].begin_leaving();
-        self.nodes[node - 1].expect_left();
-        began.elapsed()
-    }
-
     fn get(&self, host: usize, key: &str) -> Told {
         self.network.get(host, key)
     }
@@ -95,22 +99,14 @@ impl Hosts {
         self.network.put(host, key, value)
     }
 
-    fn json(&self, host: usize, path: &str) -> serde_json::Value {
-        serde_json::from_str(&self.network.ask(host, "GET", path, "").text).expect("it is JSON")
-    }
-
     /// Puts that, and says whether the root waited for a silent holder meanwhile.
     #[track_caller]
     fn write_waits(&self, root: usize, host: usize, value: u32) -> u64 {
-        let waits = || metric(&self.network, root, "silent_holder_waits_total");
+        let waits = || self.network.metric(root, "silent_holder_waits_total");
         let before = waits();
         self.put(host, "k", value).expect_put("k", value);
         waits() - before
     }
-}
-
-fn metric(network: &Network, host: usize, name: &str) -> u64 {
-    find_metric(&network.ask(host, "GET", "/metrics", "").text, name)
 }
 
 /// Fails the test unless each of these nodes reads the value, and reads it again from what it has kept.
@@ -122,12 +118,6 @@ fn expect_everywhere(network: &Network, value: u32, root: usize, others: &[usize
         // On a busy machine a lease of 1 s may end before the next read.
         poll_until(PROCESS_LIMIT, "it keeps a copy", || network.get(*host, "k").expect_value(value).by == COPY);
     }
-}
-
-#[track_caller]
-fn expect_end(process: &mut Process, line: &str) {
-    let (code, _, log) = process.wait_for_end(PROCESS_LIMIT);
-    assert!(code == Some(1) && log.lines().last() == Some(&format!("tree-cache: {line}")), "{code:?} {log}");
 }
 
 // -- started by hand ---------------------------------------------------------------------------
@@ -212,20 +202,20 @@ fn a_node_that_is_told_to_leave_first_moves_and_no_write_waits() {
     let spare = ("NODE_URL", "http://10.77.0.5:5000");
     // While the old one lives.
     let line = "NODE-3 cannot join at http://NODE-1:5000: another NODE-3 is alive at http://NODE-3:5000 (409)";
-    expect_end(&mut hosts.spawn(5, 3, &[spare]), line);
+    hosts.spawn(5, 3, &[spare]).expect_end(line);
     expect_everywhere(&hosts.network, 1, 1, &[3]);
     let began = Instant::now();
-    let left = hosts.leave(3);
+    let left = hosts.nodes[2].leave();
     hosts.nodes[2] = hosts.start_node(5, 3, &[spare]);
     eprintln!("a node left in {left:.2?}, and was on another host after {:.2?}", began.elapsed());
-    assert_eq!(hosts.json(5, "/")["position"], 2, "it has its place");
+    assert_eq!(hosts.network.json(5, "/")["position"], 2, "it has its place");
     assert_eq!(hosts.write_waits(1, 2, 2), 0);
     expect_everywhere(&hosts.network, 2, 1, &[5]);
 
     // Back to a host that has its name, without a word to the old one: a write waits once for what that held.
     hosts.nodes[2].kill();
     hosts.nodes[2] = hosts.start_node(3, 3, &[]);
-    assert_eq!(hosts.json(3, "/")["position"], 2);
+    assert_eq!(hosts.network.json(3, "/")["position"], 2);
     assert_eq!([3, 4].map(|value| hosts.write_waits(1, 2, value)), [1, 0]);
 }
 
@@ -340,12 +330,6 @@ fn is_of_ended_root(text: &str) -> bool {
     write || (text.contains("could not fetch ") && text.contains(" at http://NODE-1:5000: "))
 }
 
-fn tell_to_leave(root: &mut Process) {
-    let began = root.begin_leaving();
-    root.expect_left();
-    eprintln!("the root left in {:.2?}", began.elapsed());
-}
-
 /// Fails the test unless the root has found so many entries, and takes a write at once.
 #[track_caller]
 fn expect_found(root: &Process, entries: usize) {
@@ -362,23 +346,17 @@ fn a_root_moves_with_its_name_and_its_disk_and_no_node_is_started_again() {
     hosts.put(1, "k", 1).expect_put("k", 1);
     // As long as the name leads to the old one, a new one ends.
     let line = "another root answers at http://NODE-1:5000, and a tree has one";
-    expect_end(&mut hosts.spawn(5, 1, &[LEASE]), line);
+    hosts.spawn(5, 1, &[LEASE]).expect_end(line);
     fs::remove_dir_all(hosts.data(5)).expect("it made one");
     let refused = under_clients(&mut hosts, &[2, 3, 4], |nodes, hosts| {
-        tell_to_leave(&mut nodes[0]);
+        eprintln!("the root left in {:.2?}", nodes[0].leave());
         // An operator may take longer than the nodes wait for a root that was just heard.
         poll_until(PROCESS_LIMIT, "a write is refused", || is_of_ended_root(&hosts.put(2, "x", 1).text));
         hosts.copy_data(1, 5);
         (1..=5).for_each(|host| hosts.tell_names(host, &[5, 2, 3, 4]));
         let switched = Instant::now();
-        nodes[0] = hosts.start_node(5, 1, &[LEASE]);
-        expect_found(&nodes[0], 4);
-        eprintln!("the name was switched: the new root had its place after {:.2?}", switched.elapsed());
-        poll_until(PROCESS_LIMIT, "a write stands", || hosts.put(2, "k", 2).status == 200);
-        eprintln!("the name was switched: a write stood after {:.2?}", switched.elapsed());
-        poll_until(PROCESS_LIMIT, "all hear it", || {
-            [2, 3, 4].iter().all(|host| hosts.network.ask(*host, "GET", "/health", "").status == 200)
-        });
+        nodes[0] = hosts.start_new_root("the name was switched");
+        poll_until(PROCESS_LIMIT, "all hear it", || [2, 3, 4].iter().all(|host| hosts.network.is_ready(*host)));
         eprintln!("the name was switched: all nodes were ready after {:.2?}", switched.elapsed());
     });
     assert!(refused.iter().all(|told| is_of_leaving_root(told) || is_of_ended_root(&told.0)), "{refused:?}");
@@ -390,15 +368,10 @@ fn a_root_moves_with_its_address_and_its_disk_and_no_node_is_started_again() {
     let mut hosts = Hosts::start(5);
     hosts.put(1, "k", 1).expect_put("k", 1);
     let refused = under_clients(&mut hosts, &[2, 3, 4], |nodes, hosts| {
-        tell_to_leave(&mut nodes[0]);
+        eprintln!("the root left in {:.2?}", nodes[0].leave());
         hosts.copy_data(1, 5);
         hosts.network.move_address(1, 5);
-        let moved = Instant::now();
-        nodes[0] = hosts.start_node(5, 1, &[LEASE]);
-        expect_found(&nodes[0], 4);
-        eprintln!("the address was moved: the new root had its place after {:.2?}", moved.elapsed());
-        poll_until(PROCESS_LIMIT, "a write stands", || hosts.put(2, "k", 2).status == 200);
-        eprintln!("the address was moved: a write stood after {:.2?}", moved.elapsed());
+        nodes[0] = hosts.start_new_root("the address was moved");
     });
     assert!(refused.iter().all(|told| is_of_leaving_root(told) || is_of_ended_root(&told.0)), "{refused:?}");
 }
@@ -411,22 +384,21 @@ fn a_root_at_another_address_gets_the_nodes_that_are_started_again_with_it() {
     let mut nodes: Vec<_> = (1..=3).map(|host| network.start(host, &[data])).collect();
     network.put(1, "k", 1).expect_put("k", 1);
     expect_everywhere(&network, 1, 1, &[2, 3]);
-    tell_to_leave(&mut nodes[0]);
+    eprintln!("the root left in {:.2?}", nodes[0].leave());
     let root_url = url(4);
     let root = network.start(4, &[data, ("NODE_ID", "1"), ("ROOT_URL", &root_url)]);
     // Until it is started again, a node has nobody to ask.
     poll_until(PROCESS_LIMIT, "it is not ready", || network.ask(3, "GET", "/health", "").status == 503);
     let began = Instant::now();
     for host in [2, 3] {
-        nodes[host - 1].begin_leaving();
-        nodes[host - 1].expect_left();
+        nodes[host - 1].leave();
         nodes[host - 1] = network.start(host, &[("ROOT_URL", &root_url)]);
     }
     eprintln!("a root at another address: two nodes were started again in {:.2?}", began.elapsed());
     network.put(2, "k", 2).expect_put("k", 2);
     expect_everywhere(&network, 2, 4, &[2, 3]);
     expect_found(&root, 1);
-    assert_eq!(metric(&network, 4, "silent_holder_waits_total"), 0);
+    assert_eq!(network.metric(4, "silent_holder_waits_total"), 0);
 }
 
 #[test]
@@ -440,7 +412,7 @@ fn of_two_roots_the_one_ends_whose_name_was_switched_and_what_it_acknowledged_is
     hosts.put(1, "k", 2).expect_put("k", 2);
     // Connections that are kept lead to the old one for as long as it lives.
     eprintln!("two roots: meanwhile NODE-4 reads {:?}", hosts.get(4, "k").text);
-    expect_end(&mut hosts.nodes[0], "another root answers at http://NODE-1:5000 now, and a tree has one");
+    hosts.nodes[0].expect_end("another root answers at http://NODE-1:5000 now, and a tree has one");
     eprintln!("two roots: the old one ended after {:.2?}", began.elapsed());
     let gone = |host: &usize| hosts.get(*host, "k").text == r#"{"detail":"Key not found"}"#;
     poll_until(PROCESS_LIMIT, "the nodes follow the name", || [2, 3, 4].iter().all(gone));
@@ -456,9 +428,8 @@ fn a_rolling_restart_over_hosts_refuses_nothing_but_the_writes_at_the_leaving_ro
     hosts.put(1, "k", 1).expect_put("k", 1);
     let refused = under_clients(&mut hosts, &[1, 2, 3, 4], |nodes, hosts| {
         for id in [4, 3, 2, 1] {
-            let began = nodes[id - 1].begin_leaving();
-            nodes[id - 1].expect_left();
-            let left = began.elapsed();
+            let began = Instant::now();
+            let left = nodes[id - 1].leave();
             nodes[id - 1] = hosts.start_node(id, id, &[LEASE]);
             eprintln!("NODE-{id} left in {left:.2?} and was back after {:.2?}", began.elapsed());
         }

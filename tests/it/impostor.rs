@@ -12,55 +12,78 @@ use serde_json::json;
 /// How long it waits for the rest of a request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 
-/// The stranger; gone when dropped.
-pub struct Impostor {
+/// Hears whoever connects, one after another; gone when dropped.
+pub struct Stranger {
     pub address: SocketAddr,
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Stranger {
+    /// Listens, and does that with each connection and what was asked on it.
+    pub fn start(mut hear: impl FnMut(TcpStream, String) + Send + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("some port is free");
+        let address = listener.local_addr().expect("it listens");
+        let over = Arc::<AtomicBool>::default();
+        let ends = Arc::clone(&over);
+        let thread = thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok).take_while(|_| !ends.load(Ordering::Relaxed)) {
+                let request = read_request(&stream);
+                hear(stream, request);
+            }
+        });
+        Self { address, over, thread: Some(thread) }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}
+
+/// The answer with that status, further header lines if there are any, and body; the connection ends then.
+pub fn answer(status: u16, headers: &str, body: &str) -> String {
+    format!("HTTP/1.1 {status} X{headers}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+/// The stranger who answers as a node would.
+pub struct Impostor {
+    stranger: Stranger,
     heard: Arc<Mutex<Vec<String>>>,
     writes: Arc<Mutex<(u16, bool)>>,
     stalls: Arc<AtomicBool>,
-    over: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Impostor {
     /// Listens, and says to everybody that it is this run. All that nodes and commands look for is in its one
     /// answer, a value for any key included.
     pub fn start(run: u64) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("some port is free");
-        let address = listener.local_addr().expect("it listens");
         let body = json!({
             "role": "root", "run": run, "joined": true, "root_ms": 0, "lease_ms": 3_600_000, "value": "poison",
             "position": 1, "path": ["NODE-1", "NODE-2"], "ancestors": [], "children": [],
             "depth": 2, "size": 3, "nodes": [],
         })
         .to_string();
-        let rest = format!("\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-        let (heard, over) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<AtomicBool>::default());
+        let (heard, stalls) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<AtomicBool>::default());
         let writes = Arc::new(Mutex::new((200, true)));
-        let stalls = Arc::<AtomicBool>::default();
-        let stall = Arc::clone(&stalls);
         let mut held = Vec::new();
-        let (ears, ends, says) = (Arc::clone(&heard), Arc::clone(&over), Arc::clone(&writes));
-        let thread = thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok).take_while(|_| !ends.load(Ordering::Relaxed)) {
-                let request = read_request(&stream);
-                let (status, names_run) =
-                    if request.starts_with("PUT ") { *says.lock().expect("nobody panics") } else { (200, true) };
-                let name = if names_run { format!("\r\nTree-Cache-Run: {run}") } else { String::new() };
-                let request_is_fetch = request.starts_with("GET /copies/");
-                // Before it answers: whoever has the answer may look at once.
-                ears.lock().expect("nobody panics").push(request);
-                if stall.load(Ordering::Relaxed) && request_is_fetch {
-                    let half = format!("HTTP/1.1 200 X{rest}");
-                    let _ = (&stream).write_all(&half.as_bytes()[..half.len() - 10]);
-                    held.push(stream);
-                    continue;
-                }
-                // Who asked may have gone.
-                let _ = (&stream).write_all(format!("HTTP/1.1 {status} X{name}{rest}").as_bytes());
+        let (ears, says, stall) = (Arc::clone(&heard), Arc::clone(&writes), Arc::clone(&stalls));
+        let stranger = Stranger::start(move |stream, request| {
+            let (status, names_run) =
+                if request.starts_with("PUT ") { *says.lock().expect("nobody panics") } else { (200, true) };
+            let name = if names_run { format!("\r\nTree-Cache-Run: {run}") } else { String::new() };
+            let request_is_fetch = request.starts_with("GET /copies/");
+            // Before it answers: whoever has the answer may look at once.
+            ears.lock().expect("nobody panics").push(request);
+            if stall.load(Ordering::Relaxed) && request_is_fetch {
+                let half = answer(200, "", &body);
+                let _ = (&stream).write_all(&half.as_bytes()[..half.len() - 10]);
+                held.push(stream);
+                return;
             }
+            // Who asked may have gone.
+            let _ = (&stream).write_all(answer(status, &name, &body).as_bytes());
         });
-        Self { address, heard, writes, stalls, over, thread: Some(thread) }
+        Self { stranger, heard, writes, stalls }
     }
 
     /// From now on it answers a `PUT` with that status, and says or does not say which run it is.
@@ -73,8 +96,12 @@ impl Impostor {
         self.stalls.store(true, Ordering::Relaxed);
     }
 
+    pub fn port(&self) -> u16 {
+        self.stranger.address.port()
+    }
+
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.stranger.url()
     }
 
     /// What it has been told since it was last asked this: a text for each request, headers and all.
@@ -84,7 +111,7 @@ impl Impostor {
 }
 
 /// Reads one request, its body too: who closes without reading it may lose the answer.
-pub fn read_request(stream: &TcpStream) -> String {
+fn read_request(stream: &TcpStream) -> String {
     stream.set_read_timeout(Some(REQUEST_LIMIT)).expect("the time is not zero");
     let mut reader = BufReader::new(stream);
     let (mut head, mut length) = (String::new(), 0);
@@ -99,7 +126,7 @@ pub fn read_request(stream: &TcpStream) -> String {
     head
 }
 
-impl Drop for Impostor {
+impl Drop for Stranger {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
         // So that it looks.

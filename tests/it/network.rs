@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::client::find_metric;
 use crate::process::{Env, PROCESS_LIMIT, PROGRAM, Process, command, run};
 
 /// Nobody has it, so what is sent there is lost.
@@ -133,6 +134,21 @@ impl Network {
             Some(Told { status, text: text.trim_end().to_owned(), by, took: Duration::from_secs_f64(took) })
         });
         parts.unwrap_or_else(|| panic!("{arguments:?} printed {printed:?} and {log:?}"))
+    }
+
+    /// What the node there answers as JSON.
+    pub fn json(&self, host: usize, path: &str) -> serde_json::Value {
+        let told = self.ask(host, "GET", path, "");
+        serde_json::from_str(&told.text).unwrap_or_else(|error| panic!("{error}: {told:?}"))
+    }
+
+    /// The value of a line of its `GET /metrics`, named without its prefix.
+    pub fn metric(&self, host: usize, name: &str) -> u64 {
+        find_metric(&self.ask(host, "GET", "/metrics", "").text, name)
+    }
+
+    pub fn is_ready(&self, host: usize) -> bool {
+        self.ask(host, "GET", "/health", "").status == 200
     }
 
     /// What a read there is told.

@@ -271,6 +271,21 @@ impl Process {
         assert_eq!(code, Some(0), "{log}");
     }
 
+    /// Has a node leave, waits for its end, and says how long it took.
+    #[track_caller]
+    pub fn leave(&mut self) -> Duration {
+        let began = self.begin_leaving();
+        self.expect_left();
+        began.elapsed()
+    }
+
+    /// Fails the test unless the process ends by itself with an error, and this is the last that it says.
+    #[track_caller]
+    pub fn expect_end(&mut self, line: &str) {
+        let (code, _, log) = self.wait_for_end(PROCESS_LIMIT);
+        assert!(code == Some(1) && log.lines().last() == Some(&format!("tree-cache: {line}")), "{code:?} {log}");
+    }
+
     /// Stops the process where it stands, all its threads: a signal that was sent is not yet heeded.
     pub fn pause(&self) {
         self.signal("STOP");

@@ -1,16 +1,14 @@
 //! To the run, and in time: what strangers on a node's port, other roots and late packets could do.
 
 use std::io::Write;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::harness::{Folder, Node, PROCESS_LIMIT, Tree, poll_until};
-use crate::impostor::read_request;
+use crate::impostor::{Stranger, answer};
 use crate::network::Network;
 
 #[test]
@@ -209,42 +207,33 @@ fn of_two_roots_that_a_cut_has_made_one_is_left_when_it_heals() {
     network.put(2, "k", 1).expect_put("k", 1);
 }
 
-/// Answers at that port as another root at each join, and refuses what is meant for the ones before; counts the fetches.
-/// It ends with all tests.
-fn answer_as_many_roots(listener: &TcpListener, fetches: &AtomicU64) {
-    let url = format!("http://{}", listener.local_addr().expect("it listens"));
-    for stream in listener.incoming().map_while(Result::ok) {
-        let request = read_request(&stream);
+#[test]
+fn a_read_ends_in_its_time_though_each_join_finds_another_root() {
+    let fetches = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&fetches);
+    // Another root at each join, which refuses what is meant for the ones before.
+    let roots = Stranger::start(move |mut stream, request| {
         let (status, body) = if request.starts_with("POST /nodes ") {
-            let run = 1000 + fetches.load(Relaxed);
+            let run = 1000 + counted.load(Relaxed);
+            let url = format!("http://{}", stream.local_addr().expect("it is connected"));
             let root = json!({ "name": "NODE-1", "url": url, "run": run });
             let place = json!({ "run": run, "root_ms": 0, "lease_ms": 1000, "position": 1, "ancestors": [root],
                 "children": [] });
             (200, place)
         } else {
-            fetches.fetch_add(1, Relaxed);
+            counted.fetch_add(1, Relaxed);
             (409, json!({ "detail": "another run" }))
         };
-        let body = body.to_string();
-        let head = format!("HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
         // Who asked may have gone.
-        let _ = (&stream).write_all((head + &body).as_bytes());
-    }
-}
-
-#[test]
-fn a_read_ends_in_its_time_though_each_join_finds_another_root() {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("some port is free");
-    let root_url = format!("http://{}", listener.local_addr().expect("it listens"));
-    let fetches = Arc::new(AtomicU64::new(0));
-    let counted = Arc::clone(&fetches);
-    thread::spawn(move || answer_as_many_roots(&listener, &counted));
+        let _ = stream.write_all(answer(status, "", &body.to_string()).as_bytes());
+    });
+    let root_url = roots.url();
     let mut node = Node::start(&[("NODE_ID", "2"), ("ROOT_URL", &root_url), ("TREE_DEPTH", "2")]);
     let began = Instant::now();
-    let answer = node.get("/store/k");
+    let read = node.get("/store/k");
     let sent = fetches.load(Relaxed);
     node.process.expect_alive();
-    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert_eq!(read.status, 503, "{}", read.text());
     assert!(began.elapsed() < PROCESS_LIMIT, "{:.1?}", began.elapsed());
     // Two, and then after each pause of 50 ms.
     assert!((2..=250).contains(&sent), "{sent} fetches");
